@@ -1,0 +1,193 @@
+"""Agent = world model + policy + the state it has filtered so far. Runs, checkpoints and released agents all load as one."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel import storage
+from worldmodel.config import Config, from_dict, to_dict
+from worldmodel.envs import Spaces, make, wrap
+from worldmodel.envs.wrappers import resize
+from worldmodel.errors import CorruptError, UsageError
+from worldmodel.models.base import WorldModel
+from worldmodel.models.rssm import RSSM
+from worldmodel.policies.actor_critic import ActorCritic
+
+FILES = ("config.json", "spaces.json", "agent.safetensors", "card.json")
+
+
+class Agent:
+    """What acts in an environment.
+
+    Args:
+        config: of the run that made it. spaces: what it sees and does. world, policy: on the same device.
+    """
+
+    def __init__(self, config: Config, spaces: Spaces, world: WorldModel, policy: ActorCritic):
+        self.config, self.spaces, self.world, self.policy = config, spaces, world, policy
+        self.card: dict[str, Any] = {}
+        self.start(1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.world.parameters()).device
+
+    def start(self, batch: int) -> None:
+        """Forgets everything seen: `batch` environments in parallel are about to begin."""
+        self.state = self.world.initial(batch)
+        self.action = torch.zeros(batch, self.spaces.actions, device=self.device)
+
+    @torch.no_grad()
+    def step(self, obs: dict[str, np.ndarray], is_first: np.ndarray, sample: bool = False) -> np.ndarray:
+        """One step of B parallel environments; draws from torch's global random stream.
+
+        Args:
+            obs: name -> (B, H, W, C) uint8 or (B, N) float. is_first: (B,) bool, True after a reset.
+            sample: actions sampled from the policy, as in training, or its mode.
+
+        Returns: actions for the environments: (B, A) float32 in [-1, 1], or (B,) int64 choices.
+        """
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)).to(self.device) for name, value in obs.items()}
+        first = torch.from_numpy(np.asarray(is_first, bool)).to(self.device)
+        self.state = self.world.observe(self.state, self.action, tensors, first)
+        self.action = self.policy.act(self.world.features(self.state), sample)
+        if self.spaces.discrete:
+            return self.action.argmax(-1).cpu().numpy()
+        return self.action.clamp(-1, 1).cpu().numpy()
+
+    def act(self, obs: Any, is_first: bool | None = None, sample: bool = False) -> np.ndarray | int:
+        """The action for one environment, which remembers what came before.
+
+        Args:
+            obs: what an environment wrapped by `wrap` returns, or the raw image or vector of the unwrapped one.
+            is_first: True after a reset; left out, only the first call after `start` counts as one.
+
+        Returns: an action for the *wrapped* environment: (A,) float32 in [-1, 1], or an int.
+        """
+        if len(self.state) != 1:
+            self.start(1)
+        if is_first is None:
+            is_first = not bool(self.state.any())
+        batch = {name: value[None] for name, value in self._canonical(obs).items()}
+        action = self.step(batch, np.array([is_first]), sample)[0]
+        return int(action) if self.spaces.discrete else action
+
+    def _canonical(self, obs: Any) -> dict[str, np.ndarray]:
+        if not isinstance(obs, dict):
+            if len(self.spaces.observations) != 1:
+                raise UsageError(f"this agent needs a dict of {list(self.spaces.observations)}, not {type(obs)}")
+            obs = {next(iter(self.spaces.observations)): obs}
+        out = {}
+        for name, shape in self.spaces.observations.items():
+            if name not in obs:
+                raise UsageError(f"observation {name!r} is missing; this agent sees {list(self.spaces.observations)}")
+            value = np.asarray(obs[name])
+            if len(shape) == 3 and value.ndim == 3 and value.shape != shape and value.shape[2] == shape[2]:
+                value = resize(value, *shape[:2])
+            if value.shape != shape:
+                raise UsageError(f"observation {name!r} has shape {value.shape}, this agent was trained on {shape}")
+            out[name] = value
+        return out
+
+    def fork(self) -> Agent:
+        """An agent with the same weights and a state of its own."""
+        other = copy.copy(self)
+        other.start(1)
+        return other
+
+    def make_env(self, **kwargs: Any) -> gym.Env:
+        """The environment it was trained in, wrapped; `kwargs` go to `gymnasium.make`."""
+        return make(self.config.env, **kwargs)
+
+    def wrap(self, env: gym.Env) -> gym.Env:
+        """Any environment seen and driven as in training: action repeat, image size, action map.
+
+        Raises UsageError when its spaces are not those the agent was trained on.
+        """
+        wrapped = wrap(env, self.config.env)
+        if (spaces := Spaces.of(wrapped)) != self.spaces:
+            raise UsageError(f"{env} gives {spaces}, but this agent was trained on {self.spaces}")
+        return wrapped
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights, by name: `world.*` and `policy.*`."""
+        modules = {"world": self.world, "policy": self.policy}
+        return {f"{m}.{name}": value for m, module in modules.items() for name, value in module.state_dict().items()}
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """The inverse of `weights`. Raises CorruptError naming what is missing, unknown or of another shape."""
+        own = self.weights()
+        wrong = sorted(own.keys() ^ weights.keys()) or [n for n in own if own[n].shape != weights[n].shape]
+        if wrong:
+            raise CorruptError(f"weights do not fit the configuration, {len(wrong)} differ: {', '.join(wrong[:4])} ...")
+        for name, value in own.items():
+            value.copy_(weights[name])
+
+    @property
+    def version(self) -> str:
+        """SHA-256 over names and weights: two agents of one version act alike."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.weights().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | Path, card: dict[str, Any] | None = None) -> None:
+        """Writes an agent folder, atomically. `card`: scores, seeds, cost: whatever a stranger should know."""
+        contents = (to_dict(self.config), self.spaces.to_dict(), self.weights(), card or self.card)
+        storage.write_folder(path, dict(zip(FILES, contents, strict=True)))
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> Agent:
+        """The agent of a run folder (its best), or of an agent folder; in float32, whatever it was trained in.
+
+        Raises UsageError when nothing is there and CorruptError when a file is not what was written.
+        """
+        folder = Path(path)
+        if not (folder / storage.MANIFEST).exists() and (folder / "best").exists():
+            folder = folder / "best"
+        if not (folder / storage.MANIFEST).exists():
+            raise UsageError(f"no agent in {str(path)!r}: give a run folder with a best agent, or an agent folder")
+        contents = storage.read_folder(folder, FILES)
+        config, spaces, weights, card = (contents[name] for name in FILES)
+        agent = build(from_dict(config), Spaces.from_dict(spaces), torch.float32).to(device)
+        agent.load_weights(weights)
+        agent.card = card
+        return agent
+
+    def to(self, device: str | torch.device) -> Agent:
+        """Moves the weights, and forgets everything seen."""
+        self.world.to(device)
+        self.policy.to(device)
+        self.start(1)
+        return self
+
+    def __repr__(self) -> str:
+        parts = {"encoder": "encoder", "core": "core", "prior": "prior", "decoder": "decoder"}
+        sizes = {name: _count(getattr(self.world, part, None)) for name, part in parts.items()}
+        lines = [f"  {name:<10}{size / 1e6:6.2f} M" for name, size in sizes.items() if size]
+        lines += [f"  {name:<10}{_count(getattr(self.policy, name)) / 1e6:6.2f} M" for name in ("actor", "critic")]
+        see = ", ".join(f"{name} {shape}" for name, shape in self.spaces.observations.items())
+        does = f"{self.spaces.actions} {'choices' if self.spaces.discrete else 'continuous actions'}"
+        head = f"Agent({self.config.env.id}: {see} -> {does}; world {_count(self.world) / 1e6:.2f} M parameters)"
+        return "\n".join([head, *lines])
+
+
+def build(config: Config, spaces: Spaces, precision: torch.dtype) -> Agent:
+    """A new, untrained agent; `precision` is the dtype of its matrix multiplications."""
+    world = RSSM(spaces.observations, spaces.actions, config.world, precision)
+    policy = ActorCritic(world.width, spaces.actions, spaces.discrete, config.policy, precision)
+    return Agent(config, spaces, world, policy)
+
+
+def _count(module: torch.nn.Module | None) -> int:
+    return sum(p.numel() for p in module.parameters()) if module is not None else 0

@@ -1,0 +1,154 @@
+"""The command line: `worldmodel train | eval | dream`. Everything heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HELP = """\
+usage: worldmodel COMMAND ...
+
+Agents that learn by dreaming: a world model watches pixels, a policy trains inside it.
+
+  train [PRESET] [--out RUN] ...   learn from the real environment and in dreams; resumes RUN by itself
+  eval  RUN [--episodes 100] ...   real return on held-out tracks
+  dream RUN [--out FOLDER] ...     film decoded dreams beside the truth
+
+`worldmodel COMMAND --help` lists the options. Presets: {presets}.
+RUN is a run folder, or an agent folder such as checkpoints/carracing.
+Exit codes: 0 done, 1 error, 2 wrong usage, 4 corrupt file, 5 not finite, 74 cannot write, 75 and 130 stopped, resumable."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code. Errors meant for users are one line on standard error."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        from worldmodel.config import PRESETS
+
+        print(HELP.format(presets=", ".join(PRESETS)))
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from worldmodel import __version__
+
+        print(__version__)
+        return 0
+    from worldmodel.errors import WorldModelError
+
+    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "eval": evaluate, "dream": dream}
+    if argv[0] not in commands:
+        import difflib
+
+        near = difflib.get_close_matches(argv[0], commands, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"worldmodel: no command {argv[0]!r}{hint} (commands: {', '.join(commands)})", file=sys.stderr)
+        return 2
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # environments draw off screen
+    try:
+        return commands[argv[0]](argv[1:])
+    except WorldModelError as error:
+        print(f"worldmodel {argv[0]}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def train(argv: list[str]) -> int:
+    """`worldmodel train [PRESET] [--out RUN] [--minutes ...] [--json]`."""
+    import tyro
+
+    from worldmodel import storage
+    from worldmodel.config import from_dict, preset
+    from worldmodel.options import Train
+
+    name = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    out = Path(_value(argv, "--out") or f"runs/{name or 'carracing'}")
+    # A run that exists is its own default: `worldmodel train --out RUN` goes on with what it is.
+    stored = out / "config.json"
+    begun = from_dict(storage.read_file(stored)) if name is None and stored.exists() else None
+    default = Train(out, begun or preset(name or "carracing"))
+    args = tyro.cli(Train, prog="worldmodel train [PRESET]", args=argv, default=default)
+
+    from worldmodel.train.loop import Run
+    from worldmodel.train.progress import Progress
+
+    with Run(args.config, args.out, Progress()) as run:
+        result = run.train()
+    best = f", best real score {result['best']['score']:.1f}" if result["best"] else ""
+    text = f"{args.out}: {result['updates']:,} updates, {result['frames']:,} frames, {result['minutes']:.1f} min{best}"
+    _emit(result, text, args.json)
+    return int(result["exit_code"])
+
+
+def evaluate(argv: list[str]) -> int:
+    """`worldmodel eval RUN [--episodes 100] [--json]`."""
+    import tyro
+
+    from worldmodel.options import Eval
+
+    args = tyro.cli(Eval, prog="worldmodel eval", args=argv)
+    from rich.console import Console
+
+    from worldmodel.config import TRACKS
+    from worldmodel.errors import UsageError
+    from worldmodel.eval.real import evaluate as judge
+    from worldmodel.storage import write_file
+
+    if args.episodes < 1:
+        raise UsageError(f"--episodes must be at least 1, not {args.episodes}")
+    first = TRACKS["report"] if args.seed is None else args.seed
+    workers = args.workers or len(os.sched_getaffinity(0))
+    told = Console(stderr=True, highlight=False)
+    returns: list[float] = []
+
+    def progress(done: int, total: int, episode: Any) -> None:
+        returns.append(episode.return_)
+        if done == total or done % 5 == 0:
+            told.print(f"{done}/{total} episodes, mean return {sum(returns) / len(returns):.1f}", markup=False)
+
+    seeds = range(first, first + args.episodes)
+    result = judge(args.run, seeds, sample=args.sample, workers=workers, env_id=args.env, progress=progress)
+    report = result.to_dict() | {"run": str(args.run)}
+    if args.out:
+        write_file(args.out, report)
+    _emit(report, str(result), args.json)
+    return 0
+
+
+def dream(argv: list[str]) -> int:
+    """`worldmodel dream RUN [--out FOLDER] [--json]`."""
+    import tyro
+
+    from worldmodel.options import Dream
+
+    args = tyro.cli(Dream, prog="worldmodel dream", args=argv)
+    import worldmodel
+    from worldmodel.config import TRACKS
+    from worldmodel.eval.films import dream_films
+
+    agent = worldmodel.load(args.run)
+    seed = TRACKS["report"] if args.seed is None else args.seed
+    result = dream_films(agent, args.out, seed, args.start, args.context, args.horizon, args.format)
+    _emit(result, "\n".join(result["files"]), args.json)
+    return 0
+
+
+def _emit(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """The result on standard output: for people, or as one JSON object on the last line."""
+    print(json.dumps(result, allow_nan=False) if as_json else text, flush=True)
+
+
+def _value(argv: list[str], flag: str) -> str | None:
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""Every default of the project, with its provenance, and the named presets built from them.
+
+A `Config` is frozen and serialises to JSON (`to_dict` / `from_dict`); unknown keys are errors with a suggestion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from worldmodel.errors import UsageError
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The real task, as the agent meets it."""
+
+    id: str = "worldmodel/CarRacing-v3"
+    """Any registered gymnasium id; `worldmodel/CarRacing-v3` is gymnasium's CarRacing with a faster renderer."""
+    action_repeat: int = 4
+    """Environment frames for which one action is held; rewards are summed, only the last frame is drawn."""
+    image_size: int = 64
+    """Images are resized (area average) to this many pixels per side; 0 keeps the environment's own size."""
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """DreamerV3's RSSM (arXiv 2301.04104); sizes of our CPU model, measured in docs/experiments.md."""
+
+    deter: int = 512
+    """Width of the deterministic, recurrent part of the state."""
+    hidden: int = 256
+    """Width of the layers around the recurrence."""
+    blocks: int = 8
+    """Blocks of the block-diagonal GRU (DreamerV3: 8)."""
+    stoch: int = 16
+    """Categorical variables in the stochastic part of the state."""
+    classes: int = 16
+    """Classes of each categorical variable."""
+    units: int = 256
+    """Width of the reward and continue heads and of the vector encoder and decoder."""
+    head_layers: int = 1
+    """Hidden layers of the reward and continue heads (DreamerV3: 1)."""
+    vector_layers: int = 3
+    """Hidden layers of the encoder and decoder of vector observations (DreamerV3: 3)."""
+    vision: Literal["patch", "paper"] = "patch"
+    """`patch`: stride-4 patches, then strided 3x3 convolutions (cheap on CPU); `paper`: DreamerV3's 5x5 + max-pool."""
+    depth: int = 32
+    """Channels of the first convolution; `patch` multiplies it by 1, 2, 4 and `paper` by 2, 3, 4, 4."""
+    tokens: int = 256
+    """Width of the `patch` encoder's output (prototype)."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm without bias (2.7 times faster than RMSNorm on CPU, forward and backward) or DreamerV3's RMSNorm."""
+    bins: int = 255
+    """Two-hot bins of the reward head (DreamerV3: 255)."""
+    unimix: float = 0.01
+    """Share of the uniform distribution mixed into every categorical (DreamerV3)."""
+    free_nats: float = 1.0
+    """KL below this is free; clipped after summing over the categoricals (DreamerV3)."""
+    dyn_scale: float = 1.0
+    """Weight of KL(stop-gradient posterior || prior), which trains the prior (DreamerV3)."""
+    rep_scale: float = 0.1
+    """Weight of KL(posterior || stop-gradient prior), which regularises the posterior (DreamerV3)."""
+    decode_share: float = 0.5
+    """Share of the time steps whose observation is reconstructed each update (unbiased; ours, halves the cost)."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """DreamerV3's actor-critic, trained only on imagined trajectories."""
+
+    units: int = 256
+    """Width of actor and critic."""
+    layers: int = 2
+    """Hidden layers of actor and critic (DreamerV3: 3)."""
+    horizon: int = 15
+    """Imagined steps from every start (DreamerV3)."""
+    starts: int = 256
+    """Posterior states, sampled from the batch, from which imagination starts; 0 takes all (DreamerV3)."""
+    discount: float = 0.99
+    """Discount per agent step; 1/(1-discount) = 100 agent steps (prototype; DreamerV3: 0.997)."""
+    lam: float = 0.95
+    """Lambda of the lambda-return (DreamerV3)."""
+    entropy: float = 3e-4
+    """Entropy bonus (DreamerV3)."""
+    gradient: Literal["reinforce", "dynamics"] = "reinforce"
+    """How the actor learns: score function (DreamerV3) or backpropagation through the imagined dynamics."""
+    bins: int = 255
+    """Two-hot bins of the critic (DreamerV3)."""
+    unimix: float = 0.01
+    """Uniform share of a discrete policy (DreamerV3)."""
+    min_std: float = 0.1
+    """Smallest standard deviation of a continuous policy (DreamerV3)."""
+    max_std: float = 1.0
+    """Largest standard deviation of a continuous policy (DreamerV3)."""
+    slow_rate: float = 0.02
+    """Rate at which the slow critic follows the critic (DreamerV3)."""
+    slow_scale: float = 1.0
+    """Weight of the critic's cross entropy to the slow critic's prediction (DreamerV3)."""
+    scale_rate: float = 0.01
+    """Rate of the moving 5 % and 95 % return percentiles that scale the advantage (DreamerV3)."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm without bias or DreamerV3's RMSNorm, as in the world."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """LaProp with adaptive gradient clipping (DreamerV3's newest code)."""
+
+    world_lr: float = 4e-4
+    """Learning rate of the world model (prototype: Adam 4e-4; DreamerV3: 4e-5 for far larger models)."""
+    policy_lr: float = 1e-4
+    """Learning rate of actor and critic (prototype)."""
+    warmup: int = 200
+    """Updates of linear warm-up (DreamerV3: 1000, for far longer runs)."""
+    agc: float = 0.3
+    """Adaptive gradient clipping: largest ratio of gradient norm to weight norm, per tensor."""
+    beta1: float = 0.9
+    """Momentum, applied to the scaled gradient."""
+    beta2: float = 0.999
+    """Decay of the squared gradient."""
+    eps: float = 1e-20
+    """Added to the root of the squared gradient."""
+    average: float = 0.995
+    """Decay of the moving average of all weights, the agent that is evaluated and shipped (ours); 0 = off."""
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """What is remembered, and how it is replayed."""
+
+    gigabytes: float = 4.0
+    """Cap of the replay memory, in GB of 10^9 bytes; the oldest steps are forgotten."""
+    batch: int = 16
+    """Sequences in a batch."""
+    length: int = 32
+    """Steps in a sequence (DreamerV3: 64)."""
+    online: int = 1
+    """Sequences of a batch reserved for the newest steps, each taught once as soon as it is complete."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Budgets: whichever of `minutes`, `frames`, `updates` is reached first ends it; 0 = no limit."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    minutes: float = 60.0
+    """Wall-clock budget, minutes of training in all sessions of the run together."""
+    frames: int = 0
+    """Budget of real environment frames."""
+    updates: int = 0
+    """Budget of updates."""
+    seed: int = 1
+    """Seed of everything random."""
+    prefill: int = 2500
+    """Agent steps of correlated random actions before learning starts (prototype)."""
+    pretrain: int = 100
+    """Updates on the prefilled replay before the policy first acts (prototype)."""
+    train_every: float = 4.0
+    """Agent steps per update (prototype)."""
+    eval_minutes: float = 3.0
+    """Minutes between evaluations in the real environment (0 = never); counted in updates once the pace is known."""
+    eval_episodes: int = 10
+    """Real episodes of one evaluation, on tracks of the selection range."""
+    save_minutes: float = 3.0
+    """Minutes between checkpoints, the most that a crash can cost."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Matrix multiplications in bfloat16 where the CPU has AMX tiles, or on CUDA; resolved when the run begins."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1` ...; `auto` takes CUDA when there is one."""
+
+
+def size(deter: int, **overrides: Any) -> Config:
+    """A published size of DreamerV3: deter = 8 hidden, units = hidden, classes = depth = hidden / 16."""
+    hidden = deter // 8
+    world = WorldConfig(deter=deter, hidden=hidden, blocks=8, stoch=32, classes=hidden // 16, units=hidden,
+                        vision="paper", depth=hidden // 16, norm="rms", decode_share=1.0)  # fmt: skip
+    policy = PolicyConfig(units=hidden, layers=3, starts=0, discount=1 - 1 / 333, norm="rms")
+    optim = OptimConfig(world_lr=4e-5, policy_lr=4e-5, warmup=1000)
+    return Config(world=world, policy=policy, optim=optim, replay=ReplayConfig(length=64), **overrides)
+
+
+PRESETS: dict[str, Config] = {
+    "carracing": Config(),
+    "debug": Config(
+        world=WorldConfig(deter=64, hidden=32, stoch=8, classes=8, units=32, depth=8),
+        policy=PolicyConfig(units=32, starts=64, horizon=8),
+        replay=ReplayConfig(batch=8, length=16, gigabytes=0.5),
+        prefill=300, pretrain=10, eval_minutes=0.0, eval_episodes=2, save_minutes=0.2, minutes=0.0, updates=200,
+    ),  # fmt: skip
+    "1m": size(512),
+    "12m": size(2048),
+    "25m": size(3072),
+    "50m": size(4096),
+    "100m": size(6144),
+    "200m": size(8192),
+}
+"""Named configurations: `carracing` is the main job, `debug` runs in seconds, the rest are DreamerV3's sizes."""
+
+TRACKS = {"train": 0, "select": 1_000_000, "report": 2_000_000}
+"""First seed of the three disjoint ranges of real episodes: what trains, what selects a checkpoint, what is reported."""
+
+
+def preset(name: str) -> Config:
+    """The named preset. Raises UsageError, naming the nearest presets, when there is none of that name."""
+    if name in PRESETS:
+        return PRESETS[name]
+    near = difflib.get_close_matches(name, PRESETS) or list(PRESETS)
+    raise UsageError(f"no preset {name!r}; did you mean {' or '.join(near)}?")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """`config` as plain JSON types."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`. Raises UsageError naming an unknown key and the nearest known one."""
+    return _build(Config, values, "")
+
+
+def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {where}{near[0]!s}?" if near else ""
+            raise UsageError(f"unknown configuration key {where}{key}{hint}")
+        factory = fields[key].default_factory
+        nested = dataclasses.is_dataclass(factory)
+        arguments[key] = _build(factory, value, f"{where}{key}.") if nested else value
+    return cls(**arguments)
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two configurations differ, with both values."""
+    left, right = _flat(to_dict(a)), _flat(to_dict(b))
+    return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return out

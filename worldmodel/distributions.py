@@ -1,0 +1,138 @@
+"""Distributions of DreamerV3 (arXiv 2301.04104): unimix one-hot, symexp two-hot, bounded normal. Pure functions of tensors."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) ln(1 + |x|): compresses large magnitudes, the identity near zero."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of `symlog`."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+def unimix(logits: Tensor, share: float) -> Tensor:
+    """Probabilities (..., C): `(1 - share) softmax(logits) + share / C`, which bounds every KL divergence."""
+    return torch.softmax(logits.float(), -1).mul(1 - share).add(share / logits.shape[-1])
+
+
+class OneHot:
+    """Independent categoricals as one-hot vectors with straight-through gradients.
+
+    Args:
+        probs: (..., C), normalised and positive, as `unimix` gives them.
+    """
+
+    def __init__(self, probs: Tensor):
+        self.probs = probs
+
+    def sample(self) -> Tensor:
+        """One-hot samples (..., C); the gradient is that of the probabilities: onehot + p - stopgrad(p)."""
+        probs = self.probs.detach()
+        # Inverse transform: one uniform per categorical, several times cheaper on CPU than multinomial or Gumbel noise.
+        uniform = torch.rand(*probs.shape[:-1], 1, device=probs.device)
+        # The last class takes what rounding left of the cumulative sum, so the count never reaches C.
+        index = (probs[..., :-1].cumsum(-1) < uniform).sum(-1, keepdim=True)
+        return self._straight_through(index)
+
+    def mode(self) -> Tensor:
+        """The likeliest class as one-hot (..., C), with straight-through gradients."""
+        return self._straight_through(self.probs.argmax(-1, keepdim=True))
+
+    def log_prob(self, onehot: Tensor) -> Tensor:
+        """Log-probability (...) of one-hot vectors (..., C)."""
+        return (self.probs.log() * onehot).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Entropy (...) in nats."""
+        return torch.special.entr(self.probs).sum(-1)
+
+    def _straight_through(self, index: Tensor) -> Tensor:
+        probs = self.probs
+        onehot = torch.zeros_like(probs, requires_grad=False).scatter_(-1, index, 1.0)
+        return onehot + (probs - probs.detach()) if probs.requires_grad else onehot
+
+
+def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) in nats of factorised categoricals, summed over them: probabilities (..., K, C) -> (...)."""
+    return (p * (p.log() - q.log())).sum((-2, -1))
+
+
+class TwoHot:
+    """A scalar as a softmax over symexp-spaced bins; targets are split between the two neighbouring bins.
+
+    Encoding and decoding are both linear in raw space (DreamerV3's newest code), so the mean of an encoded target is
+    the target itself. Summing from both ends inwards makes a uniform prediction exactly 0 in float32.
+
+    Args:
+        logits: (..., N) with N odd; bin (N - 1) / 2 is exactly 0.
+    """
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits.float()
+        self.bins = two_hot_bins(logits.shape[-1]).to(logits.device)
+
+    def mean(self) -> Tensor:
+        """The expectation (...)."""
+        weighted = torch.softmax(self.logits, -1) * self.bins
+        half = self.bins.shape[0] // 2
+        return weighted[..., half] + (weighted[..., :half] + weighted[..., half + 1 :].flip(-1)).sum(-1)
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Cross entropy (...) in nats between the two-hot target (...) and the prediction."""
+        logprobs = torch.log_softmax(self.logits, -1)
+        target = target.detach().float().clamp(self.bins[0], self.bins[-1])
+        above = torch.searchsorted(self.bins, target.contiguous()).clamp(1, self.bins.shape[0] - 1)
+        low, high = self.bins[above - 1], self.bins[above]
+        share = (target - low) / (high - low)
+        picked = logprobs.gather(-1, torch.stack([above - 1, above], -1))
+        return -((1 - share) * picked[..., 0] + share * picked[..., 1])
+
+
+@functools.cache
+def two_hot_bins(count: int) -> Tensor:
+    """`count` (odd) bins symexp(linspace(-20, 20)), mirrored exactly about 0 so that they sum to 0."""
+    if count < 3 or count % 2 == 0:
+        raise ValueError(f"two-hot needs an odd number of bins, at least 3, not {count}")
+    half = symexp(torch.linspace(-20, 0, count // 2 + 1))
+    return torch.cat([half, -half[:-1].flip(0)])
+
+
+class BoundedNormal:
+    """DreamerV3's continuous policy: mean tanh(m), std from sigmoid(s + 2) in [low, high], a plain normal beyond that.
+
+    Samples are not squashed or clipped: the log-probability is that of the raw sample, the environment clips.
+
+    Args:
+        raw: (..., 2A), the first half m, the second s.
+    """
+
+    def __init__(self, raw: Tensor, low: float = 0.1, high: float = 1.0):
+        mean, std = raw.float().chunk(2, -1)
+        self.mean = torch.tanh(mean)
+        self.std = (high - low) * torch.sigmoid(std + 2) + low
+
+    def sample(self) -> Tensor:
+        """Reparametrised samples (..., A)."""
+        return self.mean + self.std * torch.randn_like(self.mean)
+
+    def mode(self) -> Tensor:
+        """The mean (..., A)."""
+        return self.mean
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density (...) of raw actions (..., A)."""
+        z = (action - self.mean) / self.std
+        return (-0.5 * z * z - self.std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Differential entropy (...) in nats."""
+        return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)

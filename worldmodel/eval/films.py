@@ -1,0 +1,121 @@
+"""From an agent to a film on disk, in one call; and the short clip that a training run shows of its dreams."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from worldmodel.envs import make
+from worldmodel.errors import UsageError
+from worldmodel.eval.encode import write_video
+from worldmodel.eval.fidelity import fidelity
+from worldmodel.eval.openloop import open_loop
+from worldmodel.eval.recording import Recording, record
+from worldmodel.eval.regrounded import reground
+from worldmodel.eval.video import drive_frames, open_loop_frames, side_by_side_frames
+
+if TYPE_CHECKING:
+    from worldmodel.agent import Agent
+
+FPS = 12.5
+"""Where an environment does not tell its frame rate; CarRacing's real time at an action repeat of 4."""
+
+
+def drive_video(
+    agent: Agent, path: str | os.PathLike, seed: int, *, sample: bool = False, steps: int | None = None,
+    rendered: bool = False, env_id: str | None = None, fps: float | None = None,
+) -> Recording:  # fmt: skip
+    """Films the agent driving a real episode in real time, with its score; returns the episode.
+
+    `rendered`: show the environment's own picture (`render_mode="rgb_array"`) in place of the agent's small one.
+    `fps`: frames a second, real time by default; higher is faster.
+    """
+    config = replace(agent.config.env, id=env_id or agent.config.env.id)
+    env = make(config, **({"render_mode": "rgb_array"} if rendered else {}))
+    view: list[np.ndarray] = []
+    try:
+        watch = (lambda e: view.append(e.render())) if rendered else None
+        episode = record(agent, seed, sample=sample, steps=steps, env=env, watch=watch)
+    finally:
+        env.close()
+    write_video(path, drive_frames(episode, view or None), fps or real_time(episode))
+    return episode
+
+
+def open_loop_video(
+    agent: Agent, path: str | os.PathLike, episode: Recording, start: int = 0, context: int = 10, horizon: int = 50,
+    *, seed: int = 0, fps: float | None = None,
+) -> Path:  # fmt: skip
+    """Films truth, reconstruction, dream and error of one window of a recorded episode."""
+    window = open_loop(agent, episode, start, context, horizon, seed=seed)
+    return write_video(path, open_loop_frames(window), fps or real_time(episode))
+
+
+def side_by_side_video(
+    agent: Agent,
+    path: str | os.PathLike,
+    episode: Recording,
+    every: int = 25,
+    *,
+    seed: int = 0,
+    fps: float | None = None,
+) -> Path:
+    """Films a recorded episode beside its dream, which looks at reality every `every` steps."""
+    film = reground(agent, episode, every, seed=seed)
+    return write_video(path, side_by_side_frames(film), fps or real_time(episode))
+
+
+def real_time(episode: Recording) -> float:
+    """Agent steps a second."""
+    return 1 / episode.step_seconds if episode.step_seconds else FPS
+
+
+def open_loop_clip(
+    agent: Agent,
+    obs: dict[str, np.ndarray],
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    is_first: np.ndarray,
+    is_terminal: np.ndarray | None = None,
+    *,
+    context: int = 10,
+    horizon: int = 50,
+    horizons: Sequence[int] = (1, 5, 15),
+    panel: int = 128,
+    seed: int = 0,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """For a training run's log: a clip from T steps of its replay, and how true the dream is.
+
+    Takes the longest stretch without a new episode and as much horizon as it has. Leaves the agent and the global
+    generators alone. Returns frames (context + horizon, H, W, 3) uint8, for about 12.5 frames a second, and
+    `psnr_k`, `persistence_psnr_k` (dB) and `reward_error_k` (mean |dreamed - paid| over imagined steps 1 ... k).
+
+    Args:
+        obs: name -> (T, ...). actions: (T, A), taken at each step. rewards: (T,), paid on arriving at each step.
+        is_first, is_terminal: (T,) bool.
+
+    Raises UsageError when no stretch is longer than `context` or the world has no images.
+    """
+    bounds = np.concatenate([[0], 1 + np.flatnonzero(is_first[1:]), [len(is_first)]])
+    longest = int(np.argmax(np.diff(bounds)))
+    piece = slice(int(bounds[longest]), int(bounds[longest + 1]))
+    reach = min(horizon, piece.stop - piece.start - context)
+    if reach < 1:
+        raise UsageError(f"the longest stretch has {piece.stop - piece.start} steps: no room to dream after {context}")
+    terminal = np.zeros(len(is_first), bool) if is_terminal is None else np.asarray(is_terminal, bool)
+    episode = Recording(
+        obs=obs, actions=np.asarray(actions, np.float32), rewards=np.asarray(rewards, np.float32),
+        is_first=np.asarray(is_first, bool), is_terminal=terminal, discrete=agent.spaces.discrete,
+    )[piece]  # fmt: skip
+    window = open_loop(agent, episode, 0, context, reach, seed=seed)
+    quality, metrics = fidelity(window), {}
+    for k in (k for k in horizons if k <= reach):
+        metrics[f"psnr_{k}"] = float(quality.dream_psnr[k - 1])
+        metrics[f"persistence_psnr_{k}"] = float(quality.persistence_psnr[k - 1])
+        metrics[f"reward_error_{k}"] = float(np.abs(quality.reward_error[:k]).mean())
+    return np.stack(list(open_loop_frames(window, panel))), metrics

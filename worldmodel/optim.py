@@ -1,0 +1,91 @@
+"""DreamerV3's optimiser: adaptive gradient clipping, then LaProp (RMS scaling before momentum). And averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class LaProp(torch.optim.Optimizer):
+    """AGC + LaProp with linear warm-up, in a handful of fused calls for all tensors (Ziyin et al., arXiv 2002.04839).
+
+        g <- g / max(1, |g| / (agc max(1e-3, |w|)))       per tensor
+        v <- b2 v + (1 - b2) g^2;   u = g / (sqrt(v / (1 - b2^t)) + eps)
+        m <- b1 m + (1 - b1) u;     w <- w - lr min(1, t / warmup) m / (1 - b1^t)
+
+    Args:
+        params: parameters or groups; a group may have its own `lr`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        *,
+        agc: float = 0.3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-20,
+        warmup: int = 1000,
+    ):
+        super().__init__(params, dict(lr=lr, agc=agc, beta1=beta1, beta2=beta2, eps=eps, warmup=warmup))
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p] = {
+                    "step": torch.zeros((), dtype=torch.int64),
+                    "m": torch.zeros_like(p, memory_format=torch.preserve_format),
+                    "v": torch.zeros_like(p, memory_format=torch.preserve_format),
+                }
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            grads = clip_to_weights([p.grad for p in params], params, group["agc"])
+            states = [self.state[p] for p in params]
+            for state in states:
+                state["step"] += 1
+            t = int(states[0]["step"])
+            b1, b2 = group["beta1"], group["beta2"]
+            m, v = [s["m"] for s in states], [s["v"] for s in states]
+            torch._foreach_mul_(v, b2)
+            torch._foreach_addcmul_(v, grads, grads, 1 - b2)
+            scale = torch._foreach_div(v, 1 - b2**t)
+            torch._foreach_sqrt_(scale)
+            torch._foreach_add_(scale, group["eps"])
+            torch._foreach_div_(grads, scale)
+            torch._foreach_lerp_(m, grads, 1 - b1)
+            lr = group["lr"] * min(1.0, t / max(1, group["warmup"]))
+            torch._foreach_add_(params, m, alpha=-lr / (1 - b1**t))
+
+
+def clip_to_weights(grads: list[Tensor], params: list[Tensor], agc: float) -> list[Tensor]:
+    """Gradients scaled so that no tensor's norm exceeds `agc` times its weight's (at least 1e-3): new tensors."""
+    bound = agc * torch.stack(torch._foreach_norm(params)).clamp(min=1e-3)
+    scale = 1 / torch.clamp(torch.stack(torch._foreach_norm(grads)) / bound, min=1.0)
+    return list(torch._foreach_mul(grads, list(scale.unbind())))
+
+
+class Average:
+    """Exponential moving average of the weights of some modules: a less noisy agent than the last iterate.
+
+    The average is warmed up, decay_t = min(decay, t / (t + 10)), so that the random start is soon forgotten.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], decay: float):
+        self.decay, self.updates = decay, 0
+        self._live = {f"{name}.{key}": p for name, module in modules.items() for key, p in module.state_dict().items()}
+        self.weights = {key: p.clone() for key, p in self._live.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average one update towards the live weights, which the modules must have changed in place."""
+        self.updates += 1
+        decay = min(self.decay, self.updates / (self.updates + 10))
+        torch._foreach_lerp_(list(self.weights.values()), list(self._live.values()), 1 - decay)

@@ -1,0 +1,69 @@
+"""The options of every command, as dataclasses that `tyro` turns into flags. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from worldmodel.config import Config
+
+
+@dataclass
+class Train:
+    """Learn a world model from real episodes, and a policy inside its dreams. An existing run is resumed.
+
+    PRESET, before the options, is carracing (the default), debug, or a size of DreamerV3: 1m, 12m, 25m ... 200m.
+    """
+
+    out: Path
+    """The run's folder."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    json: bool = False
+    """Print the result as one JSON object, the last line of standard output."""
+
+
+@dataclass
+class Eval:
+    """Real return of an agent: undiscounted, unshaped, on tracks that it neither trained on nor was chosen by."""
+
+    run: tyro.conf.Positional[Path]
+    """A run folder (its best agent) or an agent folder."""
+    episodes: int = 100
+    """Episodes, one track each."""
+    seed: int | None = None
+    """Seed of the first track; the report range when left out."""
+    sample: bool = False
+    """Sample actions, as in training, instead of taking the policy's mode."""
+    env: str | None = None
+    """Judge on this environment id instead, e.g. CarRacing-v3: gymnasium's own renderer."""
+    workers: int = 0
+    """Processes; 0 = one for each core."""
+    out: Path | None = None
+    """Also write the result, with every episode, to this JSON file."""
+    json: bool = False
+    """Print the result as one JSON object, the last line of standard output."""
+
+
+@dataclass
+class Dream:
+    """Film decoded dreams: truth, reconstruction, open-loop dream and error under the same actions."""
+
+    run: tyro.conf.Positional[Path]
+    """A run folder (its best agent) or an agent folder."""
+    out: Path = Path("dreams")
+    """Folder for the film and the strip."""
+    seed: int | None = None
+    """Seed of the track; the first of the report range when left out."""
+    start: int = 40
+    """Agent step of the episode at which the window begins."""
+    context: int = 10
+    """Agent steps seen before the dream begins."""
+    horizon: int = 50
+    """Agent steps dreamed."""
+    format: Literal["mp4", "gif"] = "mp4"
+    """Kind of the film."""
+    json: bool = False
+    """Print what was written and measured as one JSON object, the last line of standard output."""

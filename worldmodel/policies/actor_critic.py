@@ -1,0 +1,143 @@
+"""DreamerV3's actor-critic (arXiv 2301.04104): it learns from imagined trajectories and from nothing else."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.config import PolicyConfig
+from worldmodel.distributions import BoundedNormal, OneHot, TwoHot, unimix
+from worldmodel.models.base import Dream
+from worldmodel.nets import MLP
+from worldmodel.returns import discount_weights, lambda_return
+
+
+class ActorCritic(nn.Module):
+    """Actor, critic, slow critic and the scale of returns.
+
+    Args:
+        features: width F of what it sees. actions: width A. discrete: actions are one-hot choices of A.
+        precision: dtype of matrix multiplications.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        actions: int,
+        discrete: bool,
+        config: PolicyConfig,
+        precision: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        self.config, self.discrete, self.precision = config, discrete, precision
+        outputs = actions if discrete else 2 * actions
+        self.actor = MLP(features, config.units, config.layers, outputs, config.norm, scale=0.01)
+        self.critic = MLP(features, config.units, config.layers, config.bins, config.norm, scale=0.0)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.scale = ReturnScale(config.scale_rate)
+
+    def distribution(self, features: Tensor) -> OneHot | BoundedNormal:
+        """The policy at features (..., F)."""
+        with self._cast(features):
+            raw = self.actor(features)
+        if self.discrete:
+            return OneHot(unimix(raw, self.config.unimix))
+        return BoundedNormal(raw, self.config.min_std, self.config.max_std)
+
+    def act(self, features: Tensor, sample: bool = True) -> Tensor:
+        """Actions (..., A) at features (..., F): a sample, or the mode."""
+        policy = self.distribution(features)
+        return policy.sample() if sample else policy.mode()
+
+    def value(self, features: Tensor) -> Tensor:
+        """The critic's expected discounted return (...) at features (..., F), in reward units."""
+        with self._cast(features):
+            return TwoHot(self.critic(features)).mean()
+
+    def loss(self, dream: Dream, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Actor and critic loss on imagined trajectories.
+
+            state     s_0     s_1     ...     s_{H-1}     s_H
+            action        a_0     a_1 ...             a_{H-1}
+            learns    a_0, v_0 from R_0 ...   up to a_{H-1}, v_{H-1} from R_{H-1}; s_H only bootstraps
+
+        Args:
+            dream: horizon H, batch B. features: (H + 1, B, F) of its states; attached to the world's graph only where
+                the actor learns through the dynamics.
+
+        Returns: (loss (), metrics name -> ()).
+        """
+        c = self.config
+        seen = features.detach()
+        with self._cast(seen):
+            critic = TwoHot(self.critic(seen))
+            with torch.no_grad():
+                slow = TwoHot(self.slow_critic(seen[:-1])).mean()
+        discounts = c.discount * dream.conts
+        values = self._frozen_value(features) if c.gradient == "dynamics" else critic.mean().detach()
+        returns = lambda_return(dream.rewards, values[1:], discounts, c.lam)
+        weights = discount_weights(discounts.detach())
+        self.scale.update(returns.detach())
+        advantage = (returns - values[:-1].detach()) / self.scale.value()
+        policy = self.distribution(seen[:-1])
+        entropy = policy.entropy()
+        if c.gradient == "dynamics":
+            objective = advantage
+        else:
+            objective = policy.log_prob(dream.actions.detach()) * advantage.detach()
+        actor_loss = -(weights * (objective + c.entropy * entropy)).mean()
+        critic = TwoHot(critic.logits[:-1])
+        critic_loss = (weights * (critic.loss(returns.detach()) + c.slow_scale * critic.loss(slow))).mean()
+        metrics = {
+            "loss/actor": actor_loss,
+            "loss/critic": critic_loss,
+            "policy/entropy": entropy.mean(),
+            "policy/return": returns.mean(),
+            "policy/value": values.mean(),
+            "policy/advantage_std": advantage.std(),
+            "policy/return_scale": self.scale.value(),
+            "dream/reward": dream.rewards.mean(),
+            "dream/cont": dream.conts.mean(),
+        }
+        return actor_loss + critic_loss, {name: value.detach() for name, value in metrics.items()}
+
+    def _frozen_value(self, features: Tensor) -> Tensor:
+        """`value`, differentiable in the features alone: the actor's loss must not teach the critic."""
+        weights = {name: p.detach() for name, p in self.critic.named_parameters()}
+        with self._cast(features):
+            return TwoHot(torch.func.functional_call(self.critic, weights, features)).mean()
+
+    @torch.no_grad()
+    def update_slow(self) -> None:
+        """Moves the slow critic towards the critic; once after every optimiser step."""
+        torch._foreach_lerp_(list(self.slow_critic.parameters()), list(self.critic.parameters()), self.config.slow_rate)
+
+    def _cast(self, like: Tensor) -> torch.autocast:
+        return torch.autocast(like.device.type, self.precision, enabled=self.precision != torch.float32)
+
+
+class ReturnScale(nn.Module):
+    """max(1, moving P95 - moving P5) of the returns: divides the advantage, so that one entropy bonus fits all tasks."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, returns: Tensor) -> None:
+        """Moves the percentiles towards those of `returns` (any shape)."""
+        ordered = returns.flatten().float().sort().values  # `quantile` sorts too, but refuses more than 2^24 values
+        for buffer, share in ((self.low, 0.05), (self.high, 0.95)):
+            position = share * (len(ordered) - 1)
+            below = math.floor(position)
+            above = min(below + 1, len(ordered) - 1)
+            buffer.lerp_(torch.lerp(ordered[below], ordered[above], position - below), self.rate)
+
+    def value(self) -> Tensor:
+        """The divisor (), at least 1."""
+        return (self.high - self.low).clamp(min=1.0)

@@ -1,0 +1,148 @@
+"""What really happened: a ring of steps in uint8, replayed as sequences that may cross episode boundaries.
+
+Every step has a global index, counted from the first step of the run. The ring holds the last `capacity` of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.envs.spaces import Spaces
+from worldmodel.errors import UsageError
+from worldmodel.models.base import Batch
+
+
+class Replay:
+    """A ring of steps.
+
+    Args:
+        spaces: what a step holds.
+        state_size: S; the latest known posterior state of every step is remembered in float16 and gives sequences
+            their context, instead of a cold start in mid-episode (DreamerV3's stored latents).
+        gigabytes: cap of the memory in 10^9 bytes. length: steps T of a sequence.
+        online: sequences of every batch reserved for steps that were never taught (DreamerV3's online queue).
+
+    Raises UsageError when the cap holds fewer than two sequences.
+    """
+
+    def __init__(self, spaces: Spaces, state_size: int, gigabytes: float, length: int, online: int, seed: int):
+        self.spaces, self.state_size, self.length, self.online = spaces, state_size, length, online
+        layout: dict[str, tuple[tuple[int, ...], Any]] = {
+            f"obs.{name}": (shape, np.uint8 if len(shape) == 3 else np.float32)
+            for name, shape in spaces.observations.items()
+        }
+        layout |= {
+            "action": ((spaces.actions,), np.float32),
+            "reward": ((), np.float32),
+            "is_first": ((), np.bool_),
+            "is_terminal": ((), np.bool_),
+        }
+        rows = layout | {"state": ((state_size,), np.float16)}
+        self.step_bytes = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in rows.values())
+        self.capacity = int(gigabytes * 1e9 / self.step_bytes)
+        if self.capacity < 2 * length:
+            need = 2 * length * self.step_bytes / 1e9
+            raise UsageError(f"--replay.gigabytes {gigabytes} holds {self.capacity} steps: give at least {need:.3g}")
+        self.columns = list(layout)
+        # Zero pages cost nothing until they are written, so the whole ring can be laid out at once.
+        self.data = {name: np.zeros((self.capacity, *shape), dtype) for name, (shape, dtype) in rows.items()}
+        self.first = 0  # nothing before this global index was ever here
+        self.total = 0
+        self.next_online = 0
+        self.rng = np.random.default_rng(seed)
+
+    def __len__(self) -> int:
+        return min(self.total - self.first, self.capacity)
+
+    def add(self, obs: dict[str, np.ndarray], state: np.ndarray | None = None, **values: Any) -> None:
+        """Appends one step; `values` are action (A,), reward, is_first, is_terminal; `state` (S,) or None for zeros."""
+        row = self.total % self.capacity
+        for name, value in obs.items():
+            self.data[f"obs.{name}"][row] = value
+        for name in ("action", "reward", "is_first", "is_terminal"):
+            self.data[name][row] = values[name]
+        self.data["state"][row] = 0 if state is None else state
+        self.total += 1
+
+    def ready(self) -> bool:
+        """Whether a sequence can be drawn."""
+        return len(self) >= self.length + 1
+
+    def sample(self, batch: int, device: torch.device | str = "cpu") -> tuple[Batch, np.ndarray]:
+        """(batch of `batch` sequences, global index (T, B) of their steps). Raises UsageError when there are too few."""
+        if not self.ready():
+            raise UsageError(f"replay holds {len(self)} steps, a sequence needs {self.length + 1}: raise --prefill")
+        starts = self._online_starts(min(self.online, batch))
+        oldest = self.total - len(self)
+        uniform = self.rng.integers(oldest, self.total - self.length + 1, batch - len(starts))
+        return self.gather(np.concatenate([np.array(starts, np.int64), uniform]), device)
+
+    def gather(self, starts: np.ndarray, device: torch.device | str = "cpu") -> tuple[Batch, np.ndarray]:
+        """The sequences that begin at the global indices `starts` (B,), as `sample` returns them."""
+        index = np.arange(self.length)[:, None] + starts[None]  # (T, B)
+        rows = index % self.capacity
+
+        def column(name: str) -> Tensor:
+            return torch.from_numpy(self.data[name][rows]).to(device)
+
+        # The step before: its state and action are the context; the oldest step of all has none.
+        known = (starts > self.total - len(self))[:, None]
+        before = (starts - 1) % self.capacity
+        return Batch(
+            obs={name: column(f"obs.{name}") for name in self.spaces.observations},
+            action=column("action"),
+            reward=column("reward"),
+            is_first=column("is_first"),
+            is_terminal=column("is_terminal"),
+            state=torch.from_numpy(np.where(known, self.data["state"][before], 0).astype(np.float32)).to(device),
+            before=torch.from_numpy(np.where(known, self.data["action"][before], 0)).to(device),
+        ), index
+
+    def write_back(self, index: np.ndarray, states: Tensor) -> None:
+        """Remembers newer posterior states (T, B, S) of the steps with global `index` (T, B); forgotten steps are skipped."""
+        alive = index >= self.total - len(self)
+        self.data["state"][index[alive] % self.capacity] = states.detach().cpu().numpy()[alive].astype(np.float16)
+
+    def _online_starts(self, most: int) -> list[int]:
+        """Starts of up to `most` consecutive sequences that were never taught, oldest first, each handed out once."""
+        self.next_online = max(self.next_online, self.total - len(self))
+        starts: list[int] = []
+        while len(starts) < most and self.next_online + self.length <= self.total:
+            starts.append(self.next_online)
+            self.next_online += self.length
+        return starts
+
+    def rows(self, start: int, stop: int, columns: list[str] | None = None) -> dict[str, np.ndarray]:
+        """A copy of the steps with global index in [start, stop); all columns but `state` unless named."""
+        index = np.arange(start, stop) % self.capacity
+        return {name: self.data[name][index] for name in columns or self.columns}
+
+    def restore(self, start: int, rows: dict[str, np.ndarray]) -> None:
+        """Puts steps back at the global index `start`, which must follow what is there, or begin an empty ring."""
+        count = len(rows["reward"])
+        if not len(self):
+            self.first = start
+        elif start != self.total:
+            raise UsageError(f"replay steps begin at {start}, but {self.total} was expected next")
+        index = np.arange(start, start + count) % self.capacity
+        for name, values in rows.items():
+            self.data[name][index] = values
+        self.total = start + count
+
+    def states(self) -> np.ndarray:
+        """(len, S) float16: the remembered states, oldest first."""
+        return self.rows(self.total - len(self), self.total, ["state"])["state"]
+
+    def restore_states(self, states: np.ndarray) -> None:
+        """The inverse of `states`, once the steps are back."""
+        if len(states) != len(self):
+            raise UsageError(f"{len(states)} remembered states for {len(self)} steps")
+        self.data["state"][np.arange(self.total - len(self), self.total) % self.capacity] = states
+
+    def __repr__(self) -> str:
+        most = self.capacity * self.step_bytes / 1e9
+        return f"Replay({len(self):,} of {self.capacity:,} steps, {self.step_bytes / 1e3:.1f} kB each, at most {most:.1f} GB)"

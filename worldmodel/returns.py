@@ -1,0 +1,35 @@
+"""The only return code of the project."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def lambda_return(rewards: Tensor, values: Tensor, discounts: Tensor, lam: float) -> Tensor:
+    """Lambda-returns R_0 ... R_{H-1} (DreamerV3, arXiv 2301.04104, equation 7).
+
+        state     s_0      s_1      ...   s_H
+        action        a_0      a_1 ...
+        reward        r_1      r_2  ...   r_H      row i of `rewards` is r_{i+1}, received on arriving at s_{i+1}
+        value              v_1      ...   v_H      row i of `values`, `discounts` likewise belongs to s_{i+1}
+        return    R_0      R_1      ...            R_t = r_{t+1} + d_{t+1} ((1 - lam) v_{t+1} + lam R_{t+1}),  R_H = v_H
+
+    Args:
+        rewards: (H, B). values: (H, B). discounts: (H, B), gamma times the probability that the episode goes on.
+
+    Returns: (H, B), the return from s_0 ... s_{H-1}.
+    """
+    if not rewards.shape == values.shape == discounts.shape:
+        raise ValueError(f"shapes differ: {tuple(rewards.shape)}, {tuple(values.shape)}, {tuple(discounts.shape)}")
+    following = values[-1]
+    out = []
+    for t in reversed(range(len(rewards))):
+        following = rewards[t] + discounts[t] * ((1 - lam) * values[t] + lam * following)
+        out.append(following)
+    return torch.stack(out[::-1])
+
+
+def discount_weights(discounts: Tensor) -> Tensor:
+    """Weight (H, B) of the states s_0 ... s_{H-1}: the product of the discounts (H, B) of s_1 ... s_H that precede each."""
+    return torch.cat([torch.ones_like(discounts[:1]), discounts[:-1]]).cumprod(0)

@@ -1,0 +1,125 @@
+"""Living in the real environment, one step at a time, and remembering it.
+
+    reset -> o_0 ; act -> a_0 ; remember (o_0, a_0, first) ; step -> o_1, r_1 ; act -> a_1 ; remember (o_1, a_1, r_1) ...
+    the last observation of an episode is remembered with an action of zeros, for none is taken there
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from worldmodel.agent import Agent
+from worldmodel.envs.explore import RandomActions
+from worldmodel.replay import Replay
+
+
+class Collector:
+    """One environment and the episode that is under way in it.
+
+    Args:
+        env: wrapped. agent: acts, with a filtered state of its own. replay: remembers.
+        explore: actions before the policy is worth asking. first_seed: of episode 0; episode i has `first_seed + i`.
+    """
+
+    def __init__(self, env: gym.Env, agent: Agent, replay: Replay, explore: RandomActions, first_seed: int):
+        self.env, self.agent, self.replay, self.explore, self.first_seed = env, agent, replay, explore, first_seed
+        self.episode = 0
+        self.frames = 0
+        self.finished: dict[str, Any] | None = None
+        """The last episode that ended: its index, return, length, frames, whether it terminated, lap_finished."""
+        self._begin()
+
+    @property
+    def seed(self) -> int:
+        """Seed of the running episode."""
+        return self.first_seed + self.episode
+
+    def step(self, random: bool) -> bool:
+        """One agent step, by the policy or at random; True when it ended the episode."""
+        action = self._random() if random else self._policy()
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.actions.append(action)
+        self._arrive(obs, float(reward), False, bool(terminated))
+        self.frames += info["frames"]
+        self.returned += float(reward)
+        self.length += 1
+        if terminated or truncated:
+            self._remember(np.zeros(self.replay.spaces.actions, np.float32), None)
+            self.finished = {
+                "episode": self.episode, "seed": self.seed, "return": self.returned, "length": self.length,
+                "terminated": bool(terminated), "lap_finished": info.get("lap_finished"), "random": random,
+            }  # fmt: skip
+            self.episode += 1
+            self._begin()
+        return terminated or truncated
+
+    def _begin(self) -> None:
+        obs, _ = self.env.reset(seed=self.seed)
+        self.start = self.replay.total
+        self.actions: list[Any] = []
+        self.returned, self.length = 0.0, 0
+        self._arrive(obs, 0.0, True, False)
+        self.agent.start(1)
+
+    def _arrive(self, obs: dict[str, np.ndarray], reward: float, is_first: bool, is_terminal: bool) -> None:
+        self.obs = obs
+        self.arrival = {"reward": reward, "is_first": is_first, "is_terminal": is_terminal}
+
+    def _remember(self, action: np.ndarray, state: np.ndarray | None) -> None:
+        self.replay.add(self.obs, state, action=action, **self.arrival)
+
+    def _random(self) -> Any:
+        action = self.explore.step()
+        if self.replay.spaces.discrete:
+            self._remember(np.eye(self.replay.spaces.actions, dtype=np.float32)[action], None)
+        else:
+            self._remember(action, None)
+        return action
+
+    def _policy(self) -> Any:
+        obs = {name: value[None] for name, value in self.obs.items()}
+        action = self.agent.step(obs, np.array([self.arrival["is_first"]]), sample=True)[0]
+        # The unclipped sample is what the policy chose, so that is what its log-probability must be taken of.
+        self._remember(self.agent.action[0].cpu().numpy(), self.agent.state[0].cpu().numpy())
+        return action
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running episode as seed and actions, in JSON types; tensors are in `tensors`."""
+        return {
+            "episode": self.episode, "frames": self.frames, "start": self.start,
+            "actions": [np.asarray(action).tolist() for action in self.actions],
+            "returned": self.returned, "length": self.length, "explore": self.explore.state_dict(),
+        }  # fmt: skip
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The agent's filtered state and last action."""
+        return {"state": self.agent.state, "action": self.agent.action}
+
+    def restore(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> bool:
+        """The inverse of both, once the replay is back: the running episode is driven again, action by action.
+
+        Returns False when the environment did not repeat itself: the episode was then cut off, and a new one begun.
+        """
+        self.episode, self.frames = values["episode"], values["frames"]
+        self._begin()
+        self.start = values["start"]
+        dtype = np.int64 if self.replay.spaces.discrete else np.float32
+        paid = self.replay.rows(self.start, self.replay.total, ["reward"])["reward"]
+        same = len(paid) == len(values["actions"]) <= len(self.replay)
+        for t, action in enumerate(values["actions"] if same else []):
+            same = same and bool(np.float32(self.arrival["reward"]) == paid[t])
+            self.actions.append(dtype(action) if dtype is np.int64 else np.array(action, dtype))
+            obs, reward, terminated, _, _ = self.env.step(self.actions[-1])
+            self._arrive(obs, float(reward), False, bool(terminated))
+        self.returned, self.length = values["returned"], values["length"]
+        self.explore.load_state_dict(values["explore"])
+        if same:
+            self.agent.state, self.agent.action = tensors["state"].clone(), tensors["action"].clone()
+        else:
+            self.episode += 1
+            self._begin()
+        return same

@@ -1,0 +1,284 @@
+"""One run: its folder, its budgets, and what happens between two updates: acting, judging, saving, telling.
+
+    RUN/config.json  spaces.json     what it is
+    RUN/metrics.jsonl  tensorboard/  how it went
+    RUN/checkpoints/                 from which it resumes
+    RUN/replay/                      what it lived through, one file an episode
+    RUN/best/                        the best agent by real return on the selection tracks
+    RUN/videos/                      decoded dreams
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmodel import __version__, storage
+from worldmodel.config import TRACKS, Config, from_dict, to_dict
+from worldmodel.envs import Spaces, make
+from worldmodel.envs.explore import RandomActions
+from worldmodel.errors import UsageError
+from worldmodel.eval.real import Evaluation, evaluate
+from worldmodel.replay import Replay
+from worldmodel.train.checkpoint import Checkpoints, Interrupt, check_resume, rng_state, set_rng_state
+from worldmodel.train.clock import Clock
+from worldmodel.train.collect import Collector
+from worldmodel.train.dreamer import Dreamer
+from worldmodel.train.log import Log
+from worldmodel.train.progress import Progress
+from worldmodel.train.schedule import measure, plan
+from worldmodel.train.shards import Shards
+from worldmodel.train.watch import open_loop_video
+
+LOG_SECONDS = 10.0
+"""Seconds between two lines of metrics."""
+
+
+class Run:
+    """A training run in the folder `out`: begun, or resumed when there is a checkpoint.
+
+    Args:
+        config: `auto` settings are resolved on the first session and kept. progress: told what happens.
+
+    Raises UsageError for a wrong configuration, or another one than the run began with; CorruptError when no
+    checkpoint of it is whole. Use as a context manager: it holds the run's lock.
+    """
+
+    def __init__(self, config: Config, out: str | Path, progress: Progress):
+        self.out, self.progress = Path(out), progress
+        self.config = _settle(config, self.out)
+        _check(self.config)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.lock = storage.Lock(self.out)
+        self.lock.__enter__()
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self) -> None:
+        c = self.config
+        self.device = "cuda" if c.device == "auto" and torch.cuda.is_available() else c.device.replace("auto", "cpu")
+        torch.manual_seed(c.seed)
+        self.env = make(c.env)
+        self.spaces = Spaces.of(self.env)
+        self.clock = Clock()
+        self.dreamer = Dreamer(c, self.spaces, self.device, self.clock)
+        self.actor = self.dreamer.agent.fork()
+        r = c.replay
+        self.replay = Replay(self.spaces, self.dreamer.agent.world.width, r.gigabytes, r.length, r.online, c.seed)
+        explore = RandomActions.of(self.env, c.seed)
+        first_seed = TRACKS["train"] + (c.seed % 100) * 10_000
+        self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed)
+        self.streams = {"replay": self.replay.rng}
+        self.checkpoints = Checkpoints(self.out, warn=self.progress.warn)
+        self.shards = Shards(self.out / "replay")
+        self.prefilled: int | None = None
+        self.seconds = 0.0  # of earlier sessions
+        self.best: dict[str, Any] | None = None
+        resumed = self._resume()
+        self.log = Log(self.out, resumed, warn=self.progress.warn)
+        storage.write_file(self.out / "config.json", to_dict(c))
+        storage.write_file(self.out / "spaces.json", self.spaces.to_dict())
+        self.recent: list[float] = []
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the environment, the log and the lock."""
+        for part in ("env", "log"):
+            if hasattr(self, part):
+                getattr(self, part).close()
+        self.lock.__exit__(None, None, None)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, all sessions together."""
+        return self.seconds + self.clock.elapsed()
+
+    def done(self) -> float:
+        """Share of the budget that is used up, the largest of the three."""
+        c = self.config
+        used = [(self.elapsed / 60, c.minutes), (self.collector.frames, c.frames), (self.dreamer.updates, c.updates)]
+        return max(now / budget for now, budget in used if budget)
+
+    def train(self) -> dict[str, Any]:
+        """Trains until a budget is used up, or a signal asks to stop; saves; returns a summary in JSON types."""
+        c = self.config
+        pace = measure(c, self.spaces, self.device)
+        self.progress.start(repr(self.dreamer.agent), plan(c, *pace, self.replay.step_bytes), self.out)
+        self.clock.__init__()
+        due = {"log": 0.0, "eval": c.eval_minutes * 60, "save": c.save_minutes * 60}
+        last = dict.fromkeys(due, time.perf_counter())
+        with Interrupt() as interrupt:
+            while self.done() < 1 and not interrupt.stop:
+                metrics = self._advance()
+                now = time.perf_counter()
+                if metrics is None and self.collector.finished:
+                    self._episode_ended()
+                if metrics is not None and now - last["log"] > LOG_SECONDS:
+                    last["log"] = now
+                    self._write_metrics(metrics)
+                if c.eval_minutes and self.dreamer.updates and now - last["eval"] > due["eval"]:
+                    self._judge()
+                    last["eval"] = time.perf_counter()
+                if now - last["save"] > due["save"] or interrupt.save_requested:
+                    self._save()
+                    last["save"] = time.perf_counter()
+                self.progress.update(self._status())
+            if not interrupt.stop and c.eval_minutes and self.dreamer.updates:
+                self._judge()
+            self._save()
+            self.progress.finish()
+            return self._summary(interrupt.exit_code if interrupt.stop else 0)
+
+    def _advance(self) -> dict[str, torch.Tensor] | None:
+        """One agent step (None) or one update (its metrics), whichever is due: a function of the counters alone."""
+        c = self.config
+        if self.prefilled is None:
+            with self.clock("env"):
+                ended = self.collector.step(random=True)
+            if self.replay.total >= c.prefill and (ended or self.replay.total >= 2 * c.prefill):
+                self.prefilled = self.replay.total
+            return None
+        owed = c.pretrain + (self.replay.total - self.prefilled) / c.train_every
+        if self.dreamer.updates >= owed:
+            with self.clock("env"):
+                self.collector.step(random=False)
+            return None
+        with self.clock("replay"):
+            batch, index = self.replay.sample(c.replay.batch, self.device)
+        metrics, states = self.dreamer.update(batch)
+        with self.clock("replay"):
+            self.replay.write_back(index, states)
+        return metrics
+
+    def _episode_ended(self) -> None:
+        episode, self.collector.finished = self.collector.finished, None
+        self.shards.add(self.replay, self.collector.start)
+        self.recent = [*self.recent[-9:], episode["return"]]
+        self.log.write("episode", self.replay.total, episode | self._counters())
+
+    def _counters(self) -> dict[str, Any]:
+        return {
+            "minutes": self.elapsed / 60, "frames": self.collector.frames, "updates": self.dreamer.updates,
+        }  # fmt: skip
+
+    def _write_metrics(self, metrics: dict[str, torch.Tensor]) -> None:
+        split = {f"time/{section}": share for section, share in self.clock.shares().items()}
+        values = {name: float(value) for name, value in metrics.items()}
+        self.log.write("train", self.replay.total, self._counters() | values | split)
+
+    def _judge(self) -> None:
+        """The averaged agent in reality, on tracks that neither train nor report; the best one is kept."""
+        c, agent = self.config, self.dreamer.averaged_agent()
+        seeds = range(TRACKS["select"], TRACKS["select"] + c.eval_episodes)
+        with self.clock("eval"):
+            result = evaluate(agent, seeds)
+        score = result.summary()["mean"]
+        self.log.write("eval", self.replay.total, self._counters() | _brief(result))
+        if self.best is None or score >= self.best["score"]:
+            self.best = {"score": score, "step": self.replay.total} | self._counters()
+            agent.save(self.out / "best", self._card(result))
+        self.progress.judged(score, self.best["score"])
+        with self.clock("eval"):
+            open_loop_video(agent, self.replay, self.collector.start, self.out / "videos", self.log)
+
+    def _card(self, result: Evaluation) -> dict[str, Any]:
+        return {
+            "selection": result.to_dict(), "cost": self._counters(), "seed": self.config.seed,
+            "device": self.device, "precision": self.config.precision, "worldmodel": __version__,
+            "learning": "actor and critic learn from imagined trajectories only; no replay value loss",
+        }  # fmt: skip
+
+    def _status(self) -> dict[str, Any]:
+        recent = float(np.mean(self.recent)) if self.recent else None
+        return self._counters() | {"done": self.done(), "elapsed": self.elapsed, "recent": recent,
+                                   "shares": self.clock.shares(), "learning": self.prefilled is not None}  # fmt: skip
+
+    def _summary(self, exit_code: int) -> dict[str, Any]:
+        return self._counters() | {
+            "run": str(self.out), "finished": exit_code == 0, "exit_code": exit_code, "steps": self.replay.total,
+            "best": self.best, "time": self.clock.shares(),
+        }  # fmt: skip
+
+    def _save(self) -> None:
+        """A checkpoint of everything; the episodes themselves are written once, as they end."""
+        counters = {
+            "updates": self.dreamer.updates, "prefilled": self.prefilled, "seconds": self.elapsed, "best": self.best,
+            "total": self.replay.total, "next_online": self.replay.next_online, "recent": self.recent,
+            "shards": self.shards.write(self.replay), "collector": self.collector.state_dict(),
+            "config": to_dict(self.config),
+        }  # fmt: skip
+        running = self.replay.rows(self.collector.start, self.replay.total)
+        self.log.sync()
+        self.checkpoints.save(self.replay.total, {
+            "run.json": counters, "learner.safetensors": self.dreamer.tensors(),
+            "actor.safetensors": self.collector.tensors(),
+            "running.safetensors": {name: torch.from_numpy(rows) for name, rows in running.items()},
+            "states.npy": self.replay.states(), **rng_state(self.streams),
+        })  # fmt: skip
+        kept = [storage.read_folder(self.checkpoints.path(step), ["run.json"]) for step in self.checkpoints.steps()]
+        self.shards.thin([shard for files in kept for shard in files["run.json"]["shards"]])
+
+    def _resume(self) -> int | None:
+        found = self.checkpoints.latest()
+        if found is None:
+            return None
+        path, files = found
+        values = files["run.json"]
+        check_resume(from_dict(values["config"]), self.config)
+        self.replay.total = 0  # what building the collector remembered, if anything, was not of this run
+        self.shards.load(self.replay, values["shards"])
+        running = {name: rows.numpy() for name, rows in files["running.safetensors"].items()}
+        self.replay.restore(values["collector"]["start"], running)
+        self.replay.restore_states(files["states.npy"])
+        self.replay.next_online = values["next_online"]
+        self.dreamer.load_tensors(files["learner.safetensors"], values["updates"])
+        if not self.collector.restore(values["collector"], files["actor.safetensors"]):
+            self.progress.warn("the environment did not repeat the running episode: it was cut off, a new one begins")
+        self.prefilled, self.seconds, self.best = values["prefilled"], values["seconds"], values["best"]
+        self.recent = values["recent"]
+        set_rng_state(files, self.streams)
+        self.progress.resumed(path, values["updates"])
+        return values["total"]
+
+
+def _brief(result: Evaluation) -> dict[str, Any]:
+    return result.summary() | {"laps_finished": result.laps_finished, "returns": [e.return_ for e in result.episodes]}
+
+
+def _settle(config: Config, out: Path) -> Config:
+    """`config` with precision decided: as the run began, or by what this machine computes fast."""
+    if config.precision != "auto":
+        return config
+    if (out / "config.json").exists():
+        return dataclasses.replace(config, precision=storage.read_file(out / "config.json")["precision"])
+    cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    fast = cuda or torch.cpu._is_amx_tile_supported()
+    return dataclasses.replace(config, precision="bfloat16" if fast else "float32")
+
+
+def _check(config: Config) -> None:
+    """Raises UsageError, naming the flag and the remedy, for values that cannot work."""
+    if not (config.minutes or config.frames or config.updates):
+        raise UsageError("no budget: give --minutes, --frames or --updates")
+    for name in ("minutes", "frames", "updates", "prefill", "pretrain", "eval_minutes", "save_minutes"):
+        if getattr(config, name) < 0:
+            raise UsageError(f"--{name.replace('_', '-')} must not be negative, not {getattr(config, name)}")
+    if config.train_every <= 0:
+        raise UsageError(f"--train-every must be positive, not {config.train_every}")
+    if config.prefill < config.replay.length + 1:
+        raise UsageError(f"--prefill {config.prefill} is shorter than a sequence of {config.replay.length} + 1 steps")
+    if not 0 < config.policy.discount < 1:
+        raise UsageError(f"--policy.discount must lie between 0 and 1, not {config.policy.discount}")

@@ -1,0 +1,92 @@
+"""What a person sees while a run trains: one live line on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+PLAIN_SECONDS = 5.0
+"""Between two lines when the output is not a terminal."""
+
+
+class Progress:
+    """Tells of a run on standard error; standard output stays free for results."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(stderr=True, highlight=False)
+        self.live: Live | None = None
+        self.said = 0.0
+        self.score: float | None = None
+        self.best: float | None = None
+
+    def warn(self, message: str) -> None:
+        """Something the user should know."""
+        self.console.print(f"[bold yellow]warning:[/] {message}")
+
+    def resumed(self, checkpoint: Path, updates: int) -> None:
+        """The run goes on from a checkpoint."""
+        self.console.print(f"resumed from {checkpoint} after {updates:,} updates")
+
+    def start(self, agent: str, plan: Any, out: Path) -> None:
+        """The run begins; `plan` is printed before anything is done."""
+        self.console.print(agent, markup=False)
+        self.console.print(f"plan: {plan}", markup=False)
+        self.console.print(f"run folder: {out}   (tensorboard --logdir {out})", markup=False)
+        if self.console.is_terminal:
+            self.live = Live(Text(""), console=self.console, refresh_per_second=4)
+            self.live.start()
+
+    def judged(self, score: float, best: float) -> None:
+        """A real evaluation is done."""
+        self.score, self.best = score, best
+
+    def update(self, status: dict[str, Any]) -> None:
+        """Called as often as you like; shows the newest state, at a bearable rate."""
+        now = time.perf_counter()
+        if now - self.said < (0.25 if self.live else PLAIN_SECONDS):
+            return
+        self.said = now
+        line = describe(status, self.score, self.best)
+        if self.live:
+            self.live.update(Text(line))
+        else:
+            self.console.print(line, markup=False, soft_wrap=True)
+
+    def finish(self) -> None:
+        """The run has ended, one way or another."""
+        if self.live:
+            self.live.stop()
+            self.live = None
+
+
+def describe(status: dict[str, Any], score: float | None, best: float | None) -> str:
+    """One line: share done, time gone and left, counters, scores, where the time goes."""
+    done, elapsed = status["done"], status["elapsed"]
+    left = elapsed / done * (1 - done) if done > 0 else float("inf")
+    parts = [f"{min(done, 1):4.0%}  {clock(elapsed)} gone, {clock(left)} left"]
+    parts.append(f"{status['frames']:,} frames, {status['updates']:,} updates")
+    if not status["learning"]:
+        parts.append("exploring at random before learning starts")
+    if status["recent"] is not None:
+        parts.append(f"training return {status['recent']:.0f}")
+    if score is not None:
+        parts.append(f"real score {score:.0f} (best {best:.0f})")
+    split = {"environment": "env", "world model": "world", "imagination": "dream"}
+    shares = {label: status["shares"].get(key, 0.0) for label, key in split.items()}
+    shares["rest"] = max(0.0, 1 - sum(shares.values()))
+    parts.append(", ".join(f"{label} {share:.0%}" for label, share in shares.items()))
+    return " | ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss or m:ss; a dash where it is not known."""
+    if seconds == float("inf"):
+        return "-"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,102 @@
+"""The plan of a run in every unit at once: minutes, frames, agent steps, updates, and how often a frame is replayed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from worldmodel.config import Config
+from worldmodel.envs import Spaces, make
+from worldmodel.models.base import Batch
+from worldmodel.train.clock import Clock
+from worldmodel.train.dreamer import Dreamer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do on this machine, and which budget ends it."""
+
+    update_seconds: float
+    step_seconds: float
+    """Seconds of one agent step in the real environment."""
+    minutes: float
+    steps: int
+    frames: int
+    updates: int
+    replays: float
+    """How often an average step is replayed."""
+    replay_gigabytes: float
+    limit: str
+
+    def __str__(self) -> str:
+        hours = f"{self.minutes / 60:.1f} h" if self.minutes >= 90 else f"{self.minutes:.0f} min"
+        return (
+            f"{hours} expected on this machine, ended by --{self.limit}: {self.frames:,} environment frames = "
+            f"{self.steps:,} agent steps, {self.updates:,} updates of {self.update_seconds:.2f} s; "
+            f"each step is replayed {self.replays:.0f} times; replay memory {self.replay_gigabytes:.2f} GB"
+        )
+
+
+def plan(config: Config, update_seconds: float, step_seconds: float, step_bytes: int) -> Plan:
+    """The schedule that follows from the budgets and the measured pace. Pure arithmetic; at least one budget is set."""
+    repeat = config.env.action_repeat
+    pace = update_seconds + config.train_every * step_seconds
+    before = config.prefill * step_seconds + config.pretrain * update_seconds
+    updates = {
+        "minutes": config.pretrain + (config.minutes * 60 - before) / pace if config.minutes else float("inf"),
+        "frames": config.pretrain + (config.frames / repeat - config.prefill) / config.train_every
+        if config.frames
+        else float("inf"),
+        "updates": float(config.updates or "inf"),
+    }
+    limit = min(updates, key=lambda name: updates[name])
+    count = max(0, int(updates[limit]))
+    after = max(0, count - config.pretrain)
+    steps = config.prefill + int(after * config.train_every)
+    return Plan(
+        update_seconds=update_seconds, step_seconds=step_seconds, minutes=(before + after * pace) / 60, steps=steps,
+        frames=steps * repeat, updates=count, limit=limit,
+        replays=count * config.replay.batch * config.replay.length / max(steps, 1),
+        replay_gigabytes=min(steps * step_bytes / 1e9, config.replay.gigabytes),
+    )  # fmt: skip
+
+
+def measure(config: Config, spaces: Spaces, device: str, updates: int = 3, steps: int = 25) -> tuple[float, float]:
+    """(seconds per update, seconds per agent step), measured on a throw-away copy; random streams stay as they are."""
+    with torch.random.fork_rng():
+        dreamer = Dreamer(config, spaces, device, Clock())
+        batch = random_batch(config, spaces, dreamer.agent.world.width, device)
+        dreamer.update(batch)
+        start = time.perf_counter()
+        for _ in range(updates):
+            dreamer.update(batch)
+        update_seconds = (time.perf_counter() - start) / updates
+    env = make(config.env)
+    try:
+        env.reset(seed=0)
+        action = env.action_space.sample()
+        start = time.perf_counter()
+        for _ in range(steps):
+            if any(env.step(action)[2:4]):
+                env.reset()
+        step_seconds = (time.perf_counter() - start) / steps
+    finally:
+        env.close()
+    return update_seconds, step_seconds
+
+
+def random_batch(config: Config, spaces: Spaces, state_size: int, device: str) -> Batch:
+    """Noise in the shape of a batch: for timing only."""
+    steps, width = config.replay.length, config.replay.batch
+    obs = {
+        name: torch.randint(0, 256, (steps, width, *shape), dtype=torch.uint8, device=device)
+        if len(shape) == 3
+        else torch.randn(steps, width, *shape, device=device)
+        for name, shape in spaces.observations.items()
+    }
+    flags = torch.zeros(steps, width, dtype=torch.bool, device=device)
+    action = torch.zeros(steps, width, spaces.actions, device=device)
+    state = torch.zeros(width, state_size, device=device)
+    return Batch(obs, action, torch.zeros(steps, width, device=device), flags, flags, state, action[0])
