@@ -132,5 +132,5 @@ def test_lock_in_an_unwritable_folder_is_a_storage_error(tmp_path: Path, monkeyp
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(StorageError, match="cannot lock .* Read-only file system"):
+    with pytest.raises(StorageError, match=r"cannot lock .* Read-only file system"):
         storage.Lock(tmp_path).__enter__()

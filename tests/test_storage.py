@@ -51,9 +51,9 @@ def test_reads_only_the_names_asked_for(tmp_path: Path) -> None:
     data[0] ^= 1
     (tmp_path / "x/d.bin").write_bytes(data)
     assert list(storage.read_folder(tmp_path / "x", ["a.json"])) == ["a.json"]
-    with pytest.raises(CorruptError, match="d.bin"):
+    with pytest.raises(CorruptError, match=r"d.bin"):
         storage.verify(tmp_path / "x")
-    with pytest.raises(CorruptError, match="holds no agent.safetensors, it holds a.json"):
+    with pytest.raises(CorruptError, match=r"holds no agent.safetensors, it holds a.json"):
         storage.read_folder(tmp_path / "x", ["agent.safetensors"])
 
 
@@ -128,10 +128,11 @@ def test_killed_at_every_system_call_leaves_old_or_new(tmp_path: Path, replaces:
         assert status in (0, -signal.SIGKILL)
         found = number(storage.read_folder(folder / "best")) if storage.exists(folder / "best") else None
         outcomes.add(found)
-        storage.sweep(folder)
-        after = number(storage.read_folder(folder / "best")) if (folder / "best").exists() else None
-        assert after == found or (found, after) == (1, 2), "recovery may finish a replacement, never lose one"
-        assert names(folder) in (["best"], [] if found is None else ["best"])
+        if k % 2:  # otherwise the next write must cope alone
+            storage.sweep(folder)
+            after = number(storage.read_folder(folder / "best")) if (folder / "best").exists() else None
+            assert after == found or (found, after) == (1, 2), "recovery may finish a replacement, never lose one"
+            assert names(folder) == ([] if after is None else ["best"])
         storage.write_folder(folder / "best", content(3))
         assert number(storage.read_folder(folder / "best")) == 3 and names(folder) == ["best"]
         if status == 0:

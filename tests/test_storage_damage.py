@@ -94,19 +94,26 @@ def test_missing_extra_and_exchanged_files(tmp_path: Path) -> None:
 def test_a_folder_without_valid_manifest_is_corrupt(tmp_path: Path, text: bytes) -> None:
     storage.write_folder(tmp_path / "x", content(1))
     (tmp_path / "x/MANIFEST.json").write_bytes(text)
-    with pytest.raises(CorruptError, match="MANIFEST.json"):
+    with pytest.raises(CorruptError, match=r"MANIFEST.json"):
         storage.read_folder(tmp_path / "x")
     (tmp_path / "x/MANIFEST.json").unlink()
-    with pytest.raises(CorruptError, match="MANIFEST.json is missing"):
+    with pytest.raises(CorruptError, match=r"MANIFEST.json is missing"):
         storage.read_folder(tmp_path / "x")
     assert not storage.exists(tmp_path / "x")
+
+
+def test_manifest_that_says_the_same_in_other_bytes_is_damaged(tmp_path: Path) -> None:
+    path = forge(tmp_path / "x", {}) / "MANIFEST.json"
+    path.write_bytes(path.read_bytes().replace(b"\n", b" "))
+    with pytest.raises(CorruptError, match=r"MANIFEST.json is damaged"):
+        storage.read_folder(tmp_path / "x")
 
 
 def test_newer_schema_asks_for_an_update(tmp_path: Path) -> None:
     forge(tmp_path / "x", {})
     listing = json.loads((tmp_path / "x/MANIFEST.json").read_bytes())
     (tmp_path / "x/MANIFEST.json").write_text(json.dumps(listing | {"schema": 99}))
-    with pytest.raises(CorruptError, match="schema 99.*update worldmodel"):
+    with pytest.raises(CorruptError, match=r"schema 99.*update worldmodel"):
         storage.read_folder(tmp_path / "x")
 
 
@@ -140,6 +147,8 @@ def test_a_pickle_in_disguise_does_not_run(tmp_path: Path, name: str) -> None:
     np.save(tmp_path / "o.npy", np.array([_Bomb(fuse)], dtype=object), allow_pickle=True)
     with pytest.raises(CorruptError, match="is not a valid"):
         storage.read_folder(forge(tmp_path / "x", {name: (tmp_path / "o.npy").read_bytes()}))
+    with pytest.raises(CorruptError, match="pickled objects"):
+        storage.read_folder(forge(tmp_path / "x", {"x.npy": (tmp_path / "o.npy").read_bytes()}))
     torch.save(_Bomb(fuse), tmp_path / "o.pt")
     with pytest.raises(CorruptError, match="is not a valid"):
         storage.read_folder(forge(tmp_path / "x", {name: (tmp_path / "o.pt").read_bytes()}))

@@ -1,4 +1,4 @@
-"""Agents that learn by dreaming: train a world model on pixels, a policy inside it, and measure how true the dream was."""
+"""Agents that learn by dreaming: a world model from pixels, a policy trained inside it, and how true the dream was."""
 
 from __future__ import annotations
 

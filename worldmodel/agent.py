@@ -1,4 +1,4 @@
-"""Agent = world model + policy + the state it has filtered so far. Runs, checkpoints and released agents all load as one."""
+"""Agent = world model + policy + the state it has filtered so far. Runs and released agents both load as one."""
 
 from __future__ import annotations
 
@@ -153,9 +153,9 @@ class Agent:
         Raises UsageError when nothing is there and CorruptError when a file is not what was written.
         """
         folder = Path(path)
-        if not (folder / storage.MANIFEST).exists() and (folder / "best").exists():
+        if not storage.exists(folder) and storage.exists(folder / "best"):
             folder = folder / "best"
-        if not (folder / storage.MANIFEST).exists():
+        if not storage.exists(folder):
             raise UsageError(f"no agent in {str(path)!r}: give a run folder with a best agent, or an agent folder")
         contents = storage.read_folder(folder, FILES)
         config, spaces, weights, card = (contents[name] for name in FILES)

@@ -20,7 +20,8 @@ Agents that learn by dreaming: a world model watches pixels, a policy trains ins
 
 `worldmodel COMMAND --help` lists the options. Presets: {presets}.
 RUN is a run folder, or an agent folder such as checkpoints/carracing.
-Exit codes: 0 done, 1 error, 2 wrong usage, 4 corrupt file, 5 not finite, 74 cannot write, 75 and 130 stopped, resumable."""
+Exit codes: 0 done, 1 error, 2 wrong usage, 4 corrupt file, 5 not finite, 74 cannot write,
+75 and 130 stopped by a signal and resumable."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,15 +61,17 @@ def train(argv: list[str]) -> int:
     """`worldmodel train [PRESET] [--out RUN] [--minutes ...] [--json]`."""
     import tyro
 
-    from worldmodel import storage
-    from worldmodel.config import from_dict, preset
+    from worldmodel.config import preset
     from worldmodel.options import Train
 
     name = argv.pop(0) if argv and not argv[0].startswith("-") else None
     out = Path(_value(argv, "--out") or f"runs/{name or 'carracing'}")
     # A run that exists is its own default: `worldmodel train --out RUN` goes on with what it is.
-    stored = out / "config.json"
-    begun = from_dict(storage.read_file(stored)) if name is None and stored.exists() else None
+    begun = None
+    if name is None and (out / "config.json").exists():
+        from worldmodel.train.loop import stored_config
+
+        begun = stored_config(out)
     default = Train(out, begun or preset(name or "carracing"))
     args = tyro.cli(Train, prog="worldmodel train [PRESET]", args=argv, default=default)
 

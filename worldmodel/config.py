@@ -123,7 +123,7 @@ class OptimConfig:
     """Decay of the squared gradient."""
     eps: float = 1e-20
     """Added to the root of the squared gradient."""
-    average: float = 0.995
+    average: float = 0.997
     """Decay of the moving average of all weights, the agent that is evaluated and shipped (ours); 0 = off."""
 
 
@@ -133,10 +133,10 @@ class ReplayConfig:
 
     gigabytes: float = 4.0
     """Cap of the replay memory, in GB of 10^9 bytes; the oldest steps are forgotten."""
-    batch: int = 16
-    """Sequences in a batch."""
-    length: int = 32
-    """Steps in a sequence (DreamerV3: 64)."""
+    batch: int = 32
+    """Sequences in a batch (DreamerV3: 16)."""
+    length: int = 16
+    """Steps in a sequence (DreamerV3: 64); short, because remembered states give every sequence its context."""
     online: int = 1
     """Sequences of a batch reserved for the newest steps, each taught once as soon as it is complete."""
 
@@ -164,8 +164,8 @@ class Config:
     """Updates on the prefilled replay before the policy first acts (prototype)."""
     train_every: float = 4.0
     """Agent steps per update (prototype)."""
-    eval_minutes: float = 3.0
-    """Minutes between evaluations in the real environment (0 = never); counted in updates once the pace is known."""
+    eval_minutes: float = 5.0
+    """Minutes between evaluations in the real environment (0 = never)."""
     eval_episodes: int = 10
     """Real episodes of one evaluation, on tracks of the selection range."""
     save_minutes: float = 3.0
@@ -183,7 +183,7 @@ def size(deter: int, **overrides: Any) -> Config:
                         vision="paper", depth=hidden // 16, norm="rms", decode_share=1.0)  # fmt: skip
     policy = PolicyConfig(units=hidden, layers=3, starts=0, discount=1 - 1 / 333, norm="rms")
     optim = OptimConfig(world_lr=4e-5, policy_lr=4e-5, warmup=1000)
-    return Config(world=world, policy=policy, optim=optim, replay=ReplayConfig(length=64), **overrides)
+    return Config(world=world, policy=policy, optim=optim, replay=ReplayConfig(batch=16, length=64), **overrides)
 
 
 PRESETS: dict[str, Config] = {
@@ -192,8 +192,14 @@ PRESETS: dict[str, Config] = {
         world=WorldConfig(deter=64, hidden=32, stoch=8, classes=8, units=32, depth=8),
         policy=PolicyConfig(units=32, starts=64, horizon=8),
         replay=ReplayConfig(batch=8, length=16, gigabytes=0.5),
-        prefill=300, pretrain=10, eval_minutes=0.0, eval_episodes=2, save_minutes=0.2, minutes=0.0, updates=200,
-    ),  # fmt: skip
+        prefill=300,
+        pretrain=10,
+        eval_minutes=0.0,
+        eval_episodes=2,
+        save_minutes=0.2,
+        minutes=0.0,
+        updates=200,
+    ),
     "1m": size(512),
     "12m": size(2048),
     "25m": size(3072),
@@ -204,7 +210,7 @@ PRESETS: dict[str, Config] = {
 """Named configurations: `carracing` is the main job, `debug` runs in seconds, the rest are DreamerV3's sizes."""
 
 TRACKS = {"train": 0, "select": 1_000_000, "report": 2_000_000}
-"""First seed of the three disjoint ranges of real episodes: what trains, what selects a checkpoint, what is reported."""
+"""First seeds of the disjoint ranges of real episodes: what trains, what selects a checkpoint, what is reported."""
 
 
 def preset(name: str) -> Config:

@@ -1,4 +1,4 @@
-"""Distributions of DreamerV3 (arXiv 2301.04104): unimix one-hot, symexp two-hot, bounded normal. Pure functions of tensors."""
+"""Distributions of DreamerV3 (arXiv 2301.04104): unimix one-hot, symexp two-hot, bounded normal."""
 
 from __future__ import annotations
 
@@ -98,6 +98,7 @@ class TwoHot:
 
 
 @functools.cache
+@torch.inference_mode(False)  # cached: an evaluation that asks first must not leave inference tensors to training
 def two_hot_bins(count: int) -> Tensor:
     """`count` (odd) bins symexp(linspace(-20, 20)), mirrored exactly about 0 so that they sum to 0."""
     if count < 3 or count % 2 == 0:

@@ -1,4 +1,4 @@
-"""Errors a user can act on. Each names the thing and the remedy; the command line turns them into one line and an exit code."""
+"""Errors a user can act on: each names the thing and the remedy, and has the exit code of the command line."""
 
 from __future__ import annotations
 

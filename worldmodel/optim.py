@@ -1,4 +1,4 @@
-"""DreamerV3's optimiser: adaptive gradient clipping, then LaProp (RMS scaling before momentum). And averaged weights."""
+"""DreamerV3's optimiser, adaptive gradient clipping and LaProp (RMS scaling before momentum); averaged weights."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Replay:
         return min(self.total - self.first, self.capacity)
 
     def add(self, obs: dict[str, np.ndarray], state: np.ndarray | None = None, **values: Any) -> None:
-        """Appends one step; `values` are action (A,), reward, is_first, is_terminal; `state` (S,) or None for zeros."""
+        """Appends one step: `values` are action (A,), reward, is_first, is_terminal; no `state` (S,) means zeros."""
         row = self.total % self.capacity
         for name, value in obs.items():
             self.data[f"obs.{name}"][row] = value
@@ -73,7 +73,7 @@ class Replay:
         return len(self) >= self.length + 1
 
     def sample(self, batch: int, device: torch.device | str = "cpu") -> tuple[Batch, np.ndarray]:
-        """(batch of `batch` sequences, global index (T, B) of their steps). Raises UsageError when there are too few."""
+        """(`batch` sequences, global index (T, B) of their steps). Raises UsageError when there are too few steps."""
         if not self.ready():
             raise UsageError(f"replay holds {len(self)} steps, a sequence needs {self.length + 1}: raise --prefill")
         starts = self._online_starts(min(self.online, batch))
@@ -103,7 +103,7 @@ class Replay:
         ), index
 
     def write_back(self, index: np.ndarray, states: Tensor) -> None:
-        """Remembers newer posterior states (T, B, S) of the steps with global `index` (T, B); forgotten steps are skipped."""
+        """Remembers newer states (T, B, S) of the steps with global `index` (T, B); forgotten steps are skipped."""
         alive = index >= self.total - len(self)
         self.data["state"][index[alive] % self.capacity] = states.detach().cpu().numpy()[alive].astype(np.float16)
 
@@ -120,6 +120,10 @@ class Replay:
         """A copy of the steps with global index in [start, stop); all columns but `state` unless named."""
         index = np.arange(start, stop) % self.capacity
         return {name: self.data[name][index] for name in columns or self.columns}
+
+    def clear(self) -> None:
+        """Forgets every step."""
+        self.first = self.total = self.next_online = 0
 
     def restore(self, start: int, rows: dict[str, np.ndarray]) -> None:
         """Puts steps back at the global index `start`, which must follow what is there, or begin an empty ring."""
@@ -138,11 +142,14 @@ class Replay:
         return self.rows(self.total - len(self), self.total, ["state"])["state"]
 
     def restore_states(self, states: np.ndarray) -> None:
-        """The inverse of `states`, once the steps are back."""
-        if len(states) != len(self):
+        """The inverse of `states`, once the steps are back; of more states than steps, the newest count."""
+        if len(states) < len(self):
             raise UsageError(f"{len(states)} remembered states for {len(self)} steps")
-        self.data["state"][np.arange(self.total - len(self), self.total) % self.capacity] = states
+        self.data["state"][np.arange(self.total - len(self), self.total) % self.capacity] = states[
+            len(states) - len(self) :
+        ]
 
     def __repr__(self) -> str:
         most = self.capacity * self.step_bytes / 1e9
-        return f"Replay({len(self):,} of {self.capacity:,} steps, {self.step_bytes / 1e3:.1f} kB each, at most {most:.1f} GB)"
+        size = f"{self.step_bytes / 1e3:.1f} kB each, at most {most:.1f} GB"
+        return f"Replay({len(self):,} of {self.capacity:,} steps, {size})"

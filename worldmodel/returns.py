@@ -31,5 +31,5 @@ def lambda_return(rewards: Tensor, values: Tensor, discounts: Tensor, lam: float
 
 
 def discount_weights(discounts: Tensor) -> Tensor:
-    """Weight (H, B) of the states s_0 ... s_{H-1}: the product of the discounts (H, B) of s_1 ... s_H that precede each."""
+    """Weights (H, B) of s_0 ... s_{H-1}: products of those discounts (H, B) of s_1 ... s_H that come before each."""
     return torch.cat([torch.ones_like(discounts[:1]), discounts[:-1]]).cumprod(0)

@@ -129,6 +129,46 @@ def test_the_dream_does_not_see_what_it_is_compared_with(episode):
     assert not np.allclose(honest.reconstruction[3:], fooled.reconstruction[3:])
 
 
+class Counting(Oracle):
+    """Its reward is the number of observations since it was told to begin."""
+
+    def observe(self, state, action, obs, is_first):
+        count = torch.where(is_first, 1, state[:, 4] + 1)
+        return torch.cat([super().observe(state, action, obs, is_first)[:, :4], count[:, None]], 1)
+
+    def imagine(self, state, action):
+        step = super().imagine(state, action)
+        return Step(step.state, state[:, 4], step.cont)
+
+
+def test_the_memory_begins_once_and_sees_every_frame_of_the_context(episode):
+    window = open_loop(beacon_agent(Counting()), episode, 2, 3, 5)
+    assert window.reward_posterior[1:].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert window.reward_dream[1:].tolist() == [1, 2, 3, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_driving_begins_once(sample):
+    """In `evaluate` and `record` alike, the memory begins with an episode, not with a step."""
+
+    class Doubting(torch.nn.Module):
+        def act(self, features, sample=True):  # moves only when it remembers more than three observations
+            return torch.nn.functional.one_hot((features[:, 4] > 3).long(), 3).float()
+
+    agent = beacon_agent(Counting())
+    agent.policy = Doubting()
+    assert record(agent, SEED, sample=sample).actions.argmax(-1).tolist() == [0] * 3 + [1] * 9 + [0]
+    seeds = range(20, 45)
+    expected = [
+        sum(
+            reward_of(t, seed % 5 + max(0, t - 3), length_of(seed), terminates(seed))
+            for t in range(1, length_of(seed) + 1)
+        )
+        for seed in seeds
+    ]
+    assert evaluate(agent, seeds, sample=sample).returns.tolist() == expected
+
+
 def test_a_batch_of_windows_equals_its_windows_one_by_one():
     agent = beacon_agent(Noisy())
     episodes = [record(agent, seed, sample=True) for seed in (7, 5)]
@@ -139,6 +179,8 @@ def test_a_batch_of_windows_equals_its_windows_one_by_one():
         assert (alone.truth == window.truth).all() and (alone.dream == window.dream).all()
         assert (alone.reward_dream[1:] == window.reward_dream[1:]).all()
         assert window.start == start
+    noise = [w.reward_dream[3:] - w.reward_paid[3:] for w in together]
+    assert not np.allclose(noise[0], noise[1]) and not np.allclose(noise[0], noise[2])
     other = open_loop(agent, episodes[0], 0, 3, 5, seed=1)
     assert (other.reward_dream[1:] != together[0].reward_dream[1:]).any()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -13,11 +15,11 @@ from worldmodel.eval import encode
 from worldmodel.eval.draw import BLUE, GREEN, MUTED, RED, TEXT, Canvas, framed, signed_error, to_uint8, upscale
 from worldmodel.eval.encode import write_png, write_video
 from worldmodel.eval.fidelity import fidelity
-from worldmodel.eval.films import drive_video, open_loop_clip, open_loop_video, side_by_side_video
+from worldmodel.eval.films import dream_films, drive_video, open_loop_clip, open_loop_video, side_by_side_video
 from worldmodel.eval.openloop import open_loop
 from worldmodel.eval.recording import record
 from worldmodel.eval.regrounded import reground
-from worldmodel.eval.video import drive_frames, number, open_loop_frames, side_by_side_frames, since, strip
+from worldmodel.eval.video import drive_frames, number, open_loop_frames, running_sum, side_by_side_frames, since, strip
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +205,8 @@ def test_frames_show_the_numbers(window):
     b = list(open_loop_frames(replace(window, reward_dream=window.reward_dream + 1), panel=128))[6]
     changed = np.flatnonzero((a != b).any((1, 2)))
     assert changed.min() > 180, "only the caption"
+    later = list(open_loop_frames(replace(window, start=100), panel=128))[6]
+    assert (a != later).any(), "the step is that of the episode"
 
 
 def test_strip_has_a_column_for_every_horizon_it_reaches(window):
@@ -254,6 +258,26 @@ def test_films_from_one_call(tmp_path, agent):
     assert len(frames) == 8 and facts["fps"] == 5
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "gif"])
+def test_dream_films(tmp_path, agent, suffix):
+    result = dream_films(agent, tmp_path / "out", 7, start=1, context=3, horizon=8, suffix=suffix)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    names = [f"openloop-7.{suffix}", "strip-7.png", f"beside-7.{suffix}"]
+    assert result["files"] == [str(tmp_path / "out" / name) for name in names]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(names)
+    with Image.open(result["files"][1]) as picture:
+        window = open_loop(agent, record(agent, 7), 1, 3, 8)
+        assert (np.asarray(picture) == strip(window)).all()
+    if suffix == "mp4":
+        assert [len(read_mp4(result["files"][i])[1]) for i in (0, 2)] == [11, 12]
+    assert result["fidelity"]["horizons"]["5"]["dream_psnr"] == pytest.approx(60)
+    assert (result["agent_version"], result["env"], result["seed"]) == (agent.version, "eval_fakes:Beacon-v0", 7)
+    with pytest.raises(UsageError, match="the episode has 13"):
+        dream_films(agent, tmp_path / "out", 7, start=1, context=3, horizon=10)
+    with pytest.raises(UsageError, match="avi"):
+        dream_films(agent, tmp_path / "out", 7, suffix="avi")
+
+
 def test_the_clip_of_a_training_run(agent, episode):
     other = record(agent, 9)  # 4 steps: the shorter stretch
     joined = {
@@ -270,6 +294,10 @@ def test_the_clip_of_a_training_run(agent, episode):
     assert metrics["reward_error_5"] == 0
     with pytest.raises(UsageError, match="no room to dream"):
         open_loop_clip(agent, obs, **joined, context=13)
+
+
+def test_sums_count_the_imagined_steps_alone():
+    assert running_sum(np.array([np.nan, 5, 1, 2, 4]), 2).tolist() == [0, 0, 1, 3, 7]
 
 
 def test_numbers_for_people():

@@ -44,6 +44,13 @@ def test_a_dead_worker_does_not_hang_the_parent(seed, words):
     assert time.monotonic() - began < 30
 
 
+def test_a_dead_worker_is_noticed_while_its_child_holds_the_pipe():
+    began = time.monotonic()
+    with pytest.raises(WorldModelError, match=r"died \(exit code 3\)"):
+        list(stream(behave, [[19]]))
+    assert time.monotonic() - began < 7
+
+
 def test_a_silent_worker_is_given_up():
     with pytest.raises(WorldModelError, match=r"said nothing for 3 seconds; its unfinished seeds: \[16, 2\]"):
         list(stream(behave, [[1, 16, 2]], patience=3))

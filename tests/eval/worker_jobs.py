@@ -15,7 +15,7 @@ class Done:
 
 def behave(seeds):
     """13 raises, 14 dies of a signal, 15 leaves without a word, 16 falls asleep, 17 stops early, 18 works long but
-    gives signs of life; all others are done."""
+    gives signs of life, 19 dies while a child of its own holds on to its pipe; all others are done."""
     for seed in seeds:
         if seed == 13:
             raise ValueError("the axle broke")
@@ -31,6 +31,11 @@ def behave(seeds):
             for _ in range(60):
                 time.sleep(0.1)
                 yield None
+        if seed == 19 and os.fork() == 0:
+            time.sleep(8)
+            os._exit(0)
+        if seed == 19:
+            os._exit(3)
         yield Done(seed)
 
 

@@ -90,7 +90,7 @@ def test_keep_of_less_than_two_is_refused(tmp_path: Path) -> None:
 
 
 def test_protecting_and_saving_nonsense_is_refused(checkpoints: Checkpoints) -> None:
-    with pytest.raises(UsageError, match="no checkpoint .*step-000000005 to protect"):
+    with pytest.raises(UsageError, match=r"no checkpoint .*step-000000005 to protect"):
         checkpoints.protect(5)
     with pytest.raises(UsageError, match="step -1 is negative"):
         checkpoints.save(-1, content(0))
@@ -108,7 +108,7 @@ def test_damaged_newest_falls_back_loudly(checkpoints: Checkpoints, warnings: Wa
 def test_all_damaged_is_an_error_not_a_fresh_start(checkpoints: Checkpoints, warnings: Warnings) -> None:
     for step in (1, 2):
         damage(checkpoints.save(step, content(step)))
-    with pytest.raises(CorruptError, match="every checkpoint in .* is damaged.*another --out.*step-000000002"):
+    with pytest.raises(CorruptError, match=r"every checkpoint in .* is damaged.*another --out.*step-000000002"):
         checkpoints.latest()
     assert len(warnings) == 2
 
@@ -321,7 +321,7 @@ def test_random_state_that_does_not_fit_is_corrupt(loss: str) -> None:
         named["b"] = np.random.default_rng(3)
     else:
         named["a"] = np.random.Generator(np.random.MT19937(1))
-    with pytest.raises(CorruptError, match="random state .* does not fit"):
+    with pytest.raises(CorruptError, match=r"random state .* does not fit"):
         set_rng_state(files, named)
 
 

@@ -15,9 +15,9 @@ from worldmodel.errors import UsageError
 
 CAR = {"bias": (0.0, 0.1), "rate": 0.25, "spread": 0.4}
 """A random car's (steer, throttle). Ours, measured with action repeat 4 on 40 tracks (seeds 500 to 539): mean return
--53, 14 tiles, 993 of 1000 frames. No setting does much better (30 tracks: spread 0.5 and bias 0.2 give -61 and 12 tiles,
-spread 0.1 and bias 0.15 give -68 and 19 tiles but leave the field after 728 frames; white noise -57 and 13 tiles, hardly
-ever off the road), so this one is chosen for variety: it drives on road and grass and turns both ways."""
+-53, 14 tiles, 993 of 1000 frames. No setting does much better (30 other tracks: spread 0.5 and bias 0.2: -61 and 12
+tiles; spread 0.1, 0.2 and bias 0.15: -68 and 19 tiles, but off the field after 728 frames; white noise: -57 and
+13 tiles), so this one is chosen for variety: it meets road and grass and turns both ways."""
 
 
 class RandomActions:

@@ -6,24 +6,61 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from worldmodel.envs import make
 from worldmodel.errors import UsageError
-from worldmodel.eval.encode import write_video
-from worldmodel.eval.fidelity import fidelity
+from worldmodel.eval.encode import write_png, write_video
+from worldmodel.eval.fidelity import fidelity, report
 from worldmodel.eval.openloop import open_loop
 from worldmodel.eval.recording import Recording, record
 from worldmodel.eval.regrounded import reground
-from worldmodel.eval.video import drive_frames, open_loop_frames, side_by_side_frames
+from worldmodel.eval.video import drive_frames, open_loop_frames, side_by_side_frames, strip
 
 if TYPE_CHECKING:
     from worldmodel.agent import Agent
 
 FPS = 12.5
 """Where an environment does not tell its frame rate; CarRacing's real time at an action repeat of 4."""
+
+
+def dream_films(
+    agent: Agent,
+    out: str | os.PathLike,
+    seed: int,
+    start: int = 40,
+    context: int = 10,
+    horizon: int = 50,
+    suffix: str = "mp4",
+    *,
+    sample: bool = False,
+) -> dict[str, Any]:
+    """Drives the real episode of `seed` as far as needed, dreams it, and writes three files into the folder `out`:
+
+    openloop-SEED.SUFFIX (truth, reconstruction, dream, error over the window), strip-SEED.png (the same at chosen
+    horizons) and beside-SEED.SUFFIX (the whole drive beside a dream that looks at reality once in half a horizon).
+    Returns what was written and measured, JSON-able: files, env, seed, agent_version, start, context, horizon,
+    step_seconds and `fidelity` (see `fidelity.report`; one window: an illustration, not a measurement).
+    Raises UsageError where the episode ends before the window does, or the world has no images.
+    """
+    if suffix not in ("mp4", "gif"):
+        raise UsageError(f"films are mp4 or gif, not {suffix!r}")
+    episode = record(agent, seed, sample=sample, steps=start + context + horizon - 1)
+    window = open_loop(agent, episode, start, context, horizon)
+    folder, fps = Path(out), real_time(episode)
+    beside = reground(agent, episode, max(1, horizon // 2))
+    files = [
+        write_video(folder / f"openloop-{seed}.{suffix}", open_loop_frames(window), fps),
+        write_png(folder / f"strip-{seed}.png", strip(window)),
+        write_video(folder / f"beside-{seed}.{suffix}", side_by_side_frames(beside), fps),
+    ]
+    return {
+        "files": [str(file) for file in files], "env": agent.config.env.id, "seed": seed,
+        "agent_version": agent.version, "start": start, "context": context, "horizon": horizon,
+        "step_seconds": episode.step_seconds, "fidelity": report([window]),
+    }  # fmt: skip
 
 
 def drive_video(

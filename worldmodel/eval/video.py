@@ -53,8 +53,7 @@ def open_loop_frames(window: OpenLoop, panel: int = 192) -> Iterator[np.ndarray]
 
     `panel`: size of one enlarged picture in pixels, rounded down to a whole multiple of the agent's own.
     """
-    paid = np.cumsum(np.where(np.arange(len(window.truth)) < window.context, 0, window.reward_paid))
-    dreamed = np.cumsum(np.where(np.arange(len(window.truth)) < window.context, 0, window.reward_dream))
+    paid, dreamed = (running_sum(values, window.context) for values in (window.reward_paid, window.reward_dream))
     for i in range(len(window.truth)):
         k = window.imagined(i)
         colour = RED if k else GREEN
@@ -143,13 +142,19 @@ def strip(window: OpenLoop, horizons: Sequence[int] = HORIZONS, panel: int = 128
         x, y = stub + c * step_x + tile_w // 2, head + 4 * step_y + 10
         canvas.text(x, 12, f"k = {k}", 18, RED if k else GREEN, "ma")
         canvas.text(x, 34, "last look" if k == 0 else duration(k, window.step_seconds), 13, MUTED, "ma")
-        after = slice(window.context, i + 1)
         values = [number(window.reward_paid[i]), number(window.reward_dream[i])]
-        values += [number(x[after].sum()) if k else "" for x in (window.reward_paid, window.reward_dream)]
+        values += [
+            number(running_sum(x, window.context)[i]) if k else "" for x in (window.reward_paid, window.reward_dream)
+        ]
         values += [f"{x[k - 1]:.1f} dB" if k else "" for x in (quality.dream_psnr, quality.persistence_psnr)]
         for r, value in enumerate(values):
             canvas.text(x, y + 24 * r, value, 14, TEXT, "ma")
     return canvas.pixels
+
+
+def running_sum(rewards: np.ndarray, context: int) -> np.ndarray:
+    """(W,): the sum of the rewards up to each step, counted from the first imagined one; 0 within the context."""
+    return np.cumsum(np.where(np.arange(len(rewards)) < context, 0, rewards))
 
 
 def number(value: float) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from worldmodel.config import WorldConfig
 from worldmodel.distributions import OneHot, TwoHot, categorical_kl, symlog, unimix
 from worldmodel.errors import UsageError
-from worldmodel.models.base import Batch, Step, WorldModel
+from worldmodel.models.base import Batch, WorldModel
 from worldmodel.nets import (
     MLP,
     BlockLinear,
@@ -72,14 +72,17 @@ class RSSM(WorldModel):
             goes_on = _goes_on(is_first)
             return self._posterior(state * goes_on, self.core.embed_action(action * goes_on), x)[0]
 
-    def imagine(self, state: Tensor, action: Tensor) -> Step:
+    def advance(self, state: Tensor, action: Tensor) -> Tensor:
         with self._cast(state):
             deter = self.core(*self._split(state), self.core.embed_action(action))
             stoch = OneHot(self._categoricals(self.prior(deter))).sample()
-            following = torch.cat([deter, stoch.flatten(1)], -1)
-            reward = TwoHot(self.reward(following)).mean()
-            cont = torch.sigmoid(self.cont(following).float().squeeze(-1))
-        return Step(following, reward, cont)
+        return torch.cat([deter, stoch.flatten(1)], -1)
+
+    def outcome(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        with self._cast(state):
+            reward = TwoHot(self.reward(state)).mean()
+            cont = torch.sigmoid(self.cont(state).float().squeeze(-1))
+        return reward, cont
 
     def decode(self, state: Tensor) -> Tensor | None:
         if not self.decoder.images:

@@ -120,7 +120,7 @@ class ActorCritic(nn.Module):
 
 
 class ReturnScale(nn.Module):
-    """max(1, moving P95 - moving P5) of the returns: divides the advantage, so that one entropy bonus fits all tasks."""
+    """max(1, moving P95 - moving P5) of the returns divides the advantage: one entropy bonus then fits all tasks."""
 
     def __init__(self, rate: float):
         super().__init__()

@@ -1,7 +1,7 @@
 """Living in the real environment, one step at a time, and remembering it.
 
-    reset -> o_0 ; act -> a_0 ; remember (o_0, a_0, first) ; step -> o_1, r_1 ; act -> a_1 ; remember (o_1, a_1, r_1) ...
-    the last observation of an episode is remembered with an action of zeros, for none is taken there
+reset -> o_0; act -> a_0; remember (o_0, a_0, first); step -> o_1, r_1; act -> a_1; remember (o_1, a_1, r_1); ...
+the last observation of an episode is remembered with an action of zeros, for none is taken there
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 
 from worldmodel.agent import Agent
 from worldmodel.envs.explore import RandomActions
+from worldmodel.errors import NumericalError
+from worldmodel.eval.lockstep import lap_finished
 from worldmodel.replay import Replay
 
 
@@ -42,6 +44,8 @@ class Collector:
         """One agent step, by the policy or at random; True when it ended the episode."""
         action = self._random() if random else self._policy()
         obs, reward, terminated, truncated, info = self.env.step(action)
+        if not np.isfinite(reward):
+            raise NumericalError(f"the environment paid {reward} at step {self.length} of episode seed {self.seed}")
         self.actions.append(action)
         self._arrive(obs, float(reward), False, bool(terminated))
         self.frames += info["frames"]
@@ -51,7 +55,7 @@ class Collector:
             self._remember(np.zeros(self.replay.spaces.actions, np.float32), None)
             self.finished = {
                 "episode": self.episode, "seed": self.seed, "return": self.returned, "length": self.length,
-                "terminated": bool(terminated), "lap_finished": info.get("lap_finished"), "random": random,
+                "terminated": bool(terminated), "lap_finished": lap_finished(self.env, info), "random": random,
             }  # fmt: skip
             self.episode += 1
             self._begin()
@@ -66,6 +70,10 @@ class Collector:
         self.agent.start(1)
 
     def _arrive(self, obs: dict[str, np.ndarray], reward: float, is_first: bool, is_terminal: bool) -> None:
+        for name, value in obs.items():
+            if value.dtype != np.uint8 and not np.isfinite(value).all():
+                where = f"step {self.length} of episode seed {self.seed}"
+                raise NumericalError(f"the environment shows {value} as {name!r} at {where}")
         self.obs = obs
         self.arrival = {"reward": reward, "is_first": is_first, "is_terminal": is_terminal}
 
@@ -108,13 +116,19 @@ class Collector:
         self._begin()
         self.start = values["start"]
         dtype = np.int64 if self.replay.spaces.discrete else np.float32
-        paid = self.replay.rows(self.start, self.replay.total, ["reward"])["reward"]
-        same = len(paid) == len(values["actions"]) <= len(self.replay)
+        lived = self.replay.rows(self.start, self.replay.total)
+        same = len(lived["reward"]) == len(values["actions"]) <= len(self.replay)
         for t, action in enumerate(values["actions"] if same else []):
-            same = same and bool(np.float32(self.arrival["reward"]) == paid[t])
+            same = bool(np.float32(self.arrival["reward"]) == lived["reward"][t])
+            same &= all(np.array_equal(value, lived[f"obs.{name}"][t]) for name, value in self.obs.items())
+            if not same:
+                break
             self.actions.append(dtype(action) if dtype is np.int64 else np.array(action, dtype))
-            obs, reward, terminated, _, _ = self.env.step(self.actions[-1])
+            obs, reward, terminated, truncated, _ = self.env.step(self.actions[-1])
             self._arrive(obs, float(reward), False, bool(terminated))
+            if terminated or truncated:  # it went on when it was lived
+                same = False
+                break
         self.returned, self.length = values["returned"], values["length"]
         self.explore.load_state_dict(values["explore"])
         if same:

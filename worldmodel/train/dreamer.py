@@ -1,10 +1,10 @@
 """Dreamer: learn the world from what really happened, learn to act in its dreams (arXiv 2301.04104, algorithm box).
 
-    repeat
-        collect:   act in the real environment, remember                    train/collect.py
-        world:     maximise the evidence of replayed sequences              models/rssm.py
-        dream:     imagine `horizon` steps from replayed states             models/base.py
-        policy:    lambda-returns of the dream teach actor and critic       policies/actor_critic.py
+repeat
+    collect:   act in the real environment, remember                    train/collect.py
+    world:     maximise the evidence of replayed sequences              models/rssm.py
+    dream:     imagine `horizon` steps from replayed states             models/base.py
+    policy:    lambda-returns of the dream teach actor and critic       policies/actor_critic.py
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class Dreamer:
         self.agent = build(config, spaces, precision).to(device)
         self.averaged = build(config, spaces, precision).to(device)
         modules = {"world": self.agent.world, "policy": self.agent.policy}
-        named = {
-            f"{module}.{name}": p for module in modules for name, p in modules[module].named_parameters() if p.requires_grad
-        }
+        named = {f"{m}.{name}": p for m in modules for name, p in modules[m].named_parameters() if p.requires_grad}
         rates = {"world": config.optim.world_lr, "policy": config.optim.policy_lr}
         groups = [
             {"params": [p for name, p in named.items() if name.startswith(f"{module}.")], "lr": rates[module]}
@@ -105,7 +103,9 @@ class Dreamer:
         norms = torch.stack(torch._foreach_norm([p.grad for p in params]))
         if not torch.isfinite(norms).all():
             bad = [name for name, norm in zip(self.names, norms, strict=True) if not torch.isfinite(norm)]
-            raise NumericalError(f"gradient of {bad[0]} (and {len(bad) - 1} more) is not finite at update {self.updates}")
+            raise NumericalError(
+                f"gradient of {bad[0]} not finite at update {self.updates}, and of {len(bad) - 1} more"
+            )
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that learning changes: live and averaged weights, optimiser moments, by name."""
@@ -127,5 +127,5 @@ def _check_finite(metrics: dict[str, Tensor]) -> None:
     bad = [name for name, value in metrics.items() if not bool(torch.isfinite(value))]
     if bad:
         raise NumericalError(
-            f"{', '.join(bad)} not finite: look at the last metrics; a lower --optim.world-lr or float32 precision helps"
+            f"{', '.join(bad)} not finite: look at metrics.jsonl; a lower --optim.world-lr or --precision float32 helps"
         )

@@ -200,17 +200,14 @@ def _open_lines(path: Path, step: int | None, position: int | None, warn: Callab
 
 
 def _until(content: bytes, step: int | None) -> tuple[bytes, int]:
-    """The whole lines up to `step`, and how many before the last were damaged (the last may be torn by a kill)."""
-    lines = [] if step is None else content.splitlines(keepends=True)
+    """The whole lines up to `step`, and how many lines were damaged; one torn by a kill, without its end, is not."""
     kept, damaged = [], 0
-    for index, line in enumerate(lines):
+    for line in [] if step is None else content.splitlines(keepends=True):
         try:
-            whole = line.endswith(b"\n") and json.loads(line)["step"] <= step
+            if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
         except (ValueError, KeyError, TypeError):
-            whole = False
-            damaged += index < len(lines) - 1
-        if whole:
-            kept.append(line)
+            damaged += 1
     return b"".join(kept), damaged
 
 

@@ -1,11 +1,11 @@
 """One run: its folder, its budgets, and what happens between two updates: acting, judging, saving, telling.
 
-    RUN/config.json  spaces.json     what it is
-    RUN/metrics.jsonl  tensorboard/  how it went
-    RUN/checkpoints/                 from which it resumes
-    RUN/replay/                      what it lived through, one file an episode
-    RUN/best/                        the best agent by real return on the selection tracks
-    RUN/videos/                      decoded dreams
+RUN/config.json  spaces.json     what it is
+RUN/metrics.jsonl  tensorboard/  how it went
+RUN/checkpoints/                 from which it resumes
+RUN/replay/                      what it lived through, one file an episode
+RUN/best/                        the best agent by real return on the selection tracks
+RUN/videos/                      decoded dreams
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from worldmodel import __version__, storage
 from worldmodel.config import TRACKS, Config, from_dict, to_dict
 from worldmodel.envs import Spaces, make
 from worldmodel.envs.explore import RandomActions
-from worldmodel.errors import UsageError
+from worldmodel.errors import CorruptError, UsageError
 from worldmodel.eval.real import Evaluation, evaluate
 from worldmodel.replay import Replay
+from worldmodel.train.check import check
 from worldmodel.train.checkpoint import Checkpoints, Interrupt, check_resume, rng_state, set_rng_state
 from worldmodel.train.clock import Clock
 from worldmodel.train.collect import Collector
 from worldmodel.train.dreamer import Dreamer
 from worldmodel.train.log import Log
 from worldmodel.train.progress import Progress
-from worldmodel.train.schedule import measure, plan
+from worldmodel.train.schedule import fast_precision, find_device, measure, plan
 from worldmodel.train.shards import Shards
 from worldmodel.train.watch import open_loop_video
 
@@ -52,8 +53,7 @@ class Run:
     def __init__(self, config: Config, out: str | Path, progress: Progress):
         self.out, self.progress = Path(out), progress
         self.config = _settle(config, self.out)
-        _check(self.config)
-        self.out.mkdir(parents=True, exist_ok=True)
+        check(self.config)
         self.lock = storage.Lock(self.out)
         self.lock.__enter__()
         try:
@@ -64,7 +64,7 @@ class Run:
 
     def _build(self) -> None:
         c = self.config
-        self.device = "cuda" if c.device == "auto" and torch.cuda.is_available() else c.device.replace("auto", "cpu")
+        self.device = find_device(c.device)
         torch.manual_seed(c.seed)
         self.env = make(c.env)
         self.spaces = Spaces.of(self.env)
@@ -82,11 +82,11 @@ class Run:
         self.prefilled: int | None = None
         self.seconds = 0.0  # of earlier sessions
         self.best: dict[str, Any] | None = None
-        resumed = self._resume()
-        self.log = Log(self.out, resumed, warn=self.progress.warn)
+        self.recent: list[float] = []
+        step, position = self._resume() or (None, None)
+        self.log = Log(self.out, step, position, warn=self.progress.warn)
         storage.write_file(self.out / "config.json", to_dict(c))
         storage.write_file(self.out / "spaces.json", self.spaces.to_dict())
-        self.recent: list[float] = []
 
     def __enter__(self) -> Run:
         return self
@@ -95,7 +95,8 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the environment, the log and the lock."""
+        """Lets go of the terminal, the environment, the log and the lock."""
+        self.progress.finish()
         for part in ("env", "log"):
             if hasattr(self, part):
                 getattr(self, part).close()
@@ -115,12 +116,13 @@ class Run:
     def train(self) -> dict[str, Any]:
         """Trains until a budget is used up, or a signal asks to stop; saves; returns a summary in JSON types."""
         c = self.config
-        pace = measure(c, self.spaces, self.device)
-        self.progress.start(repr(self.dreamer.agent), plan(c, *pace, self.replay.step_bytes), self.out)
-        self.clock.__init__()
-        due = {"log": 0.0, "eval": c.eval_minutes * 60, "save": c.save_minutes * 60}
-        last = dict.fromkeys(due, time.perf_counter())
+        if self.done() >= 1:
+            self.progress.warn("the budget of this run is used up: raise --minutes, --frames or --updates to go on")
+            return self._summary(0)
         with Interrupt() as interrupt:
+            self._announce()
+            due = {"log": 0.0, "eval": c.eval_minutes * 60, "save": c.save_minutes * 60}
+            last = dict.fromkeys(due, time.perf_counter())
             while self.done() < 1 and not interrupt.stop:
                 metrics = self._advance()
                 now = time.perf_counter()
@@ -139,8 +141,13 @@ class Run:
             if not interrupt.stop and c.eval_minutes and self.dreamer.updates:
                 self._judge()
             self._save()
-            self.progress.finish()
-            return self._summary(interrupt.exit_code if interrupt.stop else 0)
+            return self._summary(interrupt.exit_code)
+
+    def _announce(self) -> None:
+        schedule = plan(self.config, *measure(self.config, self.spaces, self.device), self.replay.step_bytes)
+        self.progress.start(repr(self.dreamer.agent), schedule, self.out)
+        if not schedule.updates:
+            self.progress.warn(f"nothing will be learnt: --{schedule.limit} ends the run within its --prefill")
 
     def _advance(self) -> dict[str, torch.Tensor] | None:
         """One agent step (None) or one update (its metrics), whichever is due: a function of the counters alone."""
@@ -152,7 +159,7 @@ class Run:
                 self.prefilled = self.replay.total
             return None
         owed = c.pretrain + (self.replay.total - self.prefilled) / c.train_every
-        if self.dreamer.updates >= owed:
+        if self.dreamer.updates >= owed or not self.replay.ready():  # memories may be lost to a damaged disk
             with self.clock("env"):
                 self.collector.step(random=False)
             return None
@@ -165,7 +172,7 @@ class Run:
 
     def _episode_ended(self) -> None:
         episode, self.collector.finished = self.collector.finished, None
-        self.shards.add(self.replay, self.collector.start)
+        self.shards.add(self.collector.start)
         self.recent = [*self.recent[-9:], episode["return"]]
         self.log.write("episode", self.replay.total, episode | self._counters())
 
@@ -183,16 +190,20 @@ class Run:
         """The averaged agent in reality, on tracks that neither train nor report; the best one is kept."""
         c, agent = self.config, self.dreamer.averaged_agent()
         seeds = range(TRACKS["select"], TRACKS["select"] + c.eval_episodes)
+        self.progress.judging(len(seeds))
         with self.clock("eval"):
             result = evaluate(agent, seeds)
         score = result.summary()["mean"]
         self.log.write("eval", self.replay.total, self._counters() | _brief(result))
         if self.best is None or score >= self.best["score"]:
-            self.best = {"score": score, "step": self.replay.total} | self._counters()
+            self.best = {"score": score} | self._counters()
             agent.save(self.out / "best", self._card(result))
         self.progress.judged(score, self.best["score"])
-        with self.clock("eval"):
-            open_loop_video(agent, self.replay, self.collector.start, self.out / "videos", self.log)
+        try:
+            with self.clock("eval"):
+                open_loop_video(agent, self.replay, self.collector.start, self.out / "videos", self.log)
+        except Exception as error:  # whatever it is, hours of training weigh more than a film of them
+            self.progress.warn(f"no film of the dreams this time, training goes on: {error!r}")
 
     def _card(self, result: Evaluation) -> dict[str, Any]:
         return {
@@ -218,28 +229,41 @@ class Run:
             "updates": self.dreamer.updates, "prefilled": self.prefilled, "seconds": self.elapsed, "best": self.best,
             "total": self.replay.total, "next_online": self.replay.next_online, "recent": self.recent,
             "shards": self.shards.write(self.replay), "collector": self.collector.state_dict(),
-            "config": to_dict(self.config),
+            "config": to_dict(self.config), "log": self.log.sync(),
         }  # fmt: skip
         running = self.replay.rows(self.collector.start, self.replay.total)
-        self.log.sync()
         self.checkpoints.save(self.replay.total, {
             "run.json": counters, "learner.safetensors": self.dreamer.tensors(),
             "actor.safetensors": self.collector.tensors(),
             "running.safetensors": {name: torch.from_numpy(rows) for name, rows in running.items()},
             "states.npy": self.replay.states(), **rng_state(self.streams),
         })  # fmt: skip
-        kept = [storage.read_folder(self.checkpoints.path(step), ["run.json"]) for step in self.checkpoints.steps()]
-        self.shards.thin([shard for files in kept for shard in files["run.json"]["shards"]])
+        self._thin_shards()
 
-    def _resume(self) -> int | None:
+    def _thin_shards(self) -> None:
+        """Removes episodes that no checkpoint needs; nothing, when one cannot say what it needs."""
+        needed: list[dict[str, Any]] = []
+        for step in self.checkpoints.steps():
+            try:
+                files = storage.read_folder(self.checkpoints.path(step), ["run.json"])
+            except CorruptError:
+                return
+            needed += files["run.json"]["shards"]
+        self.shards.thin(needed)
+
+    def _resume(self) -> tuple[int, Any] | None:
+        """Goes on from the newest whole checkpoint: (its step, its place in the log); None when there is none."""
         found = self.checkpoints.latest()
         if found is None:
             return None
         path, files = found
         values = files["run.json"]
         check_resume(from_dict(values["config"]), self.config)
-        self.replay.total = 0  # what building the collector remembered, if anything, was not of this run
-        self.shards.load(self.replay, values["shards"])
+        began = Spaces.from_dict(storage.read_file(self.out / "spaces.json"))
+        if began != self.spaces:
+            raise UsageError(f"{self.config.env.id} gives {self.spaces} now, but this run began with {began}: "
+                             "install what it began with, or begin another --out")  # fmt: skip
+        self.shards.load(self.replay, values["shards"], self.progress.warn)
         running = {name: rows.numpy() for name, rows in files["running.safetensors"].items()}
         self.replay.restore(values["collector"]["start"], running)
         self.replay.restore_states(files["states.npy"])
@@ -247,11 +271,34 @@ class Run:
         self.dreamer.load_tensors(files["learner.safetensors"], values["updates"])
         if not self.collector.restore(values["collector"], files["actor.safetensors"]):
             self.progress.warn("the environment did not repeat the running episode: it was cut off, a new one begins")
-        self.prefilled, self.seconds, self.best = values["prefilled"], values["seconds"], values["best"]
-        self.recent = values["recent"]
+            self.shards.add(self.collector.start)
+        self.prefilled, self.seconds, self.recent = values["prefilled"], values["seconds"], values["recent"]
+        self.best = self._kept_best()
         set_rng_state(files, self.streams)
         self.progress.resumed(path, values["updates"])
-        return values["total"]
+        return values["total"], values["log"]
+
+    def _kept_best(self) -> dict[str, Any] | None:
+        """What is in RUN/best, which may be newer than the checkpoint; None when nothing usable is there."""
+        try:
+            card = storage.read_folder(self.out / "best")["card.json"]
+        except UsageError:
+            return None
+        except CorruptError as error:
+            self.progress.warn(f"the best agent so far is damaged, the next evaluation replaces it: {error}")
+            return None
+        return {"score": card["selection"]["mean"]} | card["cost"]
+
+
+def stored_config(out: Path) -> Config | None:
+    """The configuration of the run in `out`, None when there is no run. Raises CorruptError when it is damaged."""
+    path = out / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return from_dict(storage.read_file(path))
+    except (CorruptError, UsageError, AttributeError) as error:
+        raise CorruptError(f"{path} is damaged: {error}; delete it, and repeat the options of the run") from error
 
 
 def _brief(result: Evaluation) -> dict[str, Any]:
@@ -262,23 +309,6 @@ def _settle(config: Config, out: Path) -> Config:
     """`config` with precision decided: as the run began, or by what this machine computes fast."""
     if config.precision != "auto":
         return config
-    if (out / "config.json").exists():
-        return dataclasses.replace(config, precision=storage.read_file(out / "config.json")["precision"])
-    cuda = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
-    fast = cuda or torch.cpu._is_amx_tile_supported()
-    return dataclasses.replace(config, precision="bfloat16" if fast else "float32")
-
-
-def _check(config: Config) -> None:
-    """Raises UsageError, naming the flag and the remedy, for values that cannot work."""
-    if not (config.minutes or config.frames or config.updates):
-        raise UsageError("no budget: give --minutes, --frames or --updates")
-    for name in ("minutes", "frames", "updates", "prefill", "pretrain", "eval_minutes", "save_minutes"):
-        if getattr(config, name) < 0:
-            raise UsageError(f"--{name.replace('_', '-')} must not be negative, not {getattr(config, name)}")
-    if config.train_every <= 0:
-        raise UsageError(f"--train-every must be positive, not {config.train_every}")
-    if config.prefill < config.replay.length + 1:
-        raise UsageError(f"--prefill {config.prefill} is shorter than a sequence of {config.replay.length} + 1 steps")
-    if not 0 < config.policy.discount < 1:
-        raise UsageError(f"--policy.discount must lie between 0 and 1, not {config.policy.discount}")
+    begun = stored_config(out)
+    precision = begun.precision if begun else fast_precision(find_device(config.device))
+    return dataclasses.replace(config, precision=precision)

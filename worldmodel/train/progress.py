@@ -26,20 +26,27 @@ class Progress:
 
     def warn(self, message: str) -> None:
         """Something the user should know."""
-        self.console.print(f"[bold yellow]warning:[/] {message}")
+        self.console.print(Text("warning: ", "bold yellow") + Text(message), soft_wrap=True)
 
     def resumed(self, checkpoint: Path, updates: int) -> None:
         """The run goes on from a checkpoint."""
-        self.console.print(f"resumed from {checkpoint} after {updates:,} updates")
+        self.console.print(f"resumed from {checkpoint} after {updates:,} updates", markup=False, soft_wrap=True)
 
     def start(self, agent: str, plan: Any, out: Path) -> None:
         """The run begins; `plan` is printed before anything is done."""
-        self.console.print(agent, markup=False)
-        self.console.print(f"plan: {plan}", markup=False)
-        self.console.print(f"run folder: {out}   (tensorboard --logdir {out})", markup=False)
+        for line in (agent, f"plan: {plan}", f"run folder: {out}   (curves: tensorboard --logdir {out})"):
+            self.console.print(line, markup=False, soft_wrap=True)
         if self.console.is_terminal:
             self.live = Live(Text(""), console=self.console, refresh_per_second=4)
             self.live.start()
+
+    def judging(self, episodes: int) -> None:
+        """A real evaluation begins."""
+        line = f"measuring the real score on {episodes} tracks of the selection range ..."
+        if self.live:
+            self.live.update(Text(line), refresh=True)
+        else:
+            self.console.print(line, markup=False, soft_wrap=True)
 
     def judged(self, score: float, best: float) -> None:
         """A real evaluation is done."""
@@ -67,7 +74,7 @@ class Progress:
 def describe(status: dict[str, Any], score: float | None, best: float | None) -> str:
     """One line: share done, time gone and left, counters, scores, where the time goes."""
     done, elapsed = status["done"], status["elapsed"]
-    left = elapsed / done * (1 - done) if done > 0 else float("inf")
+    left = elapsed / done * max(0.0, 1 - done) if done > 0 else float("inf")
     parts = [f"{min(done, 1):4.0%}  {clock(elapsed)} gone, {clock(left)} left"]
     parts.append(f"{status['frames']:,} frames, {status['updates']:,} updates")
     if not status["learning"]:

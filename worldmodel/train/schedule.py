@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 
 from worldmodel.config import Config
 from worldmodel.envs import Spaces, make
+from worldmodel.errors import UsageError
 from worldmodel.models.base import Batch
 from worldmodel.train.clock import Clock
 from worldmodel.train.dreamer import Dreamer
@@ -32,8 +34,9 @@ class Plan:
 
     def __str__(self) -> str:
         hours = f"{self.minutes / 60:.1f} h" if self.minutes >= 90 else f"{self.minutes:.0f} min"
+        time = hours if self.minutes >= 2 else f"{self.minutes * 60:.0f} s"
         return (
-            f"{hours} expected on this machine, ended by --{self.limit}: {self.frames:,} environment frames = "
+            f"{time} expected on this machine, ended by --{self.limit}: {self.frames:,} environment frames = "
             f"{self.steps:,} agent steps, {self.updates:,} updates of {self.update_seconds:.2f} s; "
             f"each step is replayed {self.replays:.0f} times; replay memory {self.replay_gigabytes:.2f} GB"
         )
@@ -43,7 +46,7 @@ def plan(config: Config, update_seconds: float, step_seconds: float, step_bytes:
     """The schedule that follows from the budgets and the measured pace. Pure arithmetic; at least one budget is set."""
     repeat = config.env.action_repeat
     pace = update_seconds + config.train_every * step_seconds
-    before = config.prefill * step_seconds + config.pretrain * update_seconds
+    before = config.prefill * step_seconds + config.pretrain * update_seconds  # all before the policy first acts
     updates = {
         "minutes": config.pretrain + (config.minutes * 60 - before) / pace if config.minutes else float("inf"),
         "frames": config.pretrain + (config.frames / repeat - config.prefill) / config.train_every
@@ -53,10 +56,11 @@ def plan(config: Config, update_seconds: float, step_seconds: float, step_bytes:
     }
     limit = min(updates, key=lambda name: updates[name])
     count = max(0, int(updates[limit]))
-    after = max(0, count - config.pretrain)
-    steps = config.prefill + int(after * config.train_every)
+    steps = config.prefill + max(0, count - config.pretrain) * config.train_every
+    steps = int(min(steps, config.frames / repeat or math.inf, config.minutes * 60 / step_seconds or math.inf))
+    minutes = (steps * step_seconds + count * update_seconds) / 60
     return Plan(
-        update_seconds=update_seconds, step_seconds=step_seconds, minutes=(before + after * pace) / 60, steps=steps,
+        update_seconds=update_seconds, step_seconds=step_seconds, minutes=minutes, steps=steps,
         frames=steps * repeat, updates=count, limit=limit,
         replays=count * config.replay.batch * config.replay.length / max(steps, 1),
         replay_gigabytes=min(steps * step_bytes / 1e9, config.replay.gigabytes),
@@ -85,6 +89,24 @@ def measure(config: Config, spaces: Spaces, device: str, updates: int = 3, steps
     finally:
         env.close()
     return update_seconds, step_seconds
+
+
+def fast_precision(device: str) -> str:
+    """`bfloat16` where matrix products are several times faster in it (CUDA, CPUs with AMX tiles), else `float32`."""
+    return "bfloat16" if device.startswith("cuda") or torch.cpu._is_amx_tile_supported() else "float32"
+
+
+def find_device(name: str) -> str:
+    """`auto` resolved: CUDA when there is one. Raises UsageError for a device that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: torch {torch.__version__} finds no CUDA device here; use cpu or auto")
+    try:
+        torch.empty((), device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {name}: torch cannot use it here; use cpu, cuda, cuda:1 ... or auto") from error
+    return name
 
 
 def random_batch(config: Config, spaces: Spaces, state_size: int, device: str) -> Batch:

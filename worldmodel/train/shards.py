@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from worldmodel import storage
+from worldmodel.errors import CorruptError
 from worldmodel.replay import Replay
 
 
@@ -21,7 +23,7 @@ class Shards:
         self.ends: list[int] = []
         """Where episodes ended that are not on disk yet."""
 
-    def add(self, replay: Replay, stop: int) -> None:
+    def add(self, stop: int) -> None:
         """An episode ended: its steps come before the global index `stop`."""
         self.ends.append(stop)
 
@@ -41,15 +43,23 @@ class Shards:
         self.written = [shard for shard in self.written if shard["stop"] > oldest]
         return self.written
 
-    def load(self, replay: Replay, shards: list[dict[str, Any]]) -> None:
-        """Fills an empty replay. Raises CorruptError naming a shard that is missing or not what was written."""
-        self.written, self.ends = list(shards), []
+    def load(self, replay: Replay, shards: list[dict[str, Any]], warn: Callable[[str], None]) -> None:
+        """Fills an empty replay. A shard that is missing or damaged costs the memory up to its end, with a warning."""
+        self.written, self.ends = [], []
         for shard in shards:
-            rows = storage.read_file(self.folder / shard["file"], shard["sha256"])
+            try:
+                rows = storage.read_file(self.folder / shard["file"], shard["sha256"])
+            except CorruptError as error:
+                warn(f"everything before step {shard['stop']} is forgotten, the run goes on without it: {error}")
+                replay.clear()
+                self.written = []
+                continue
             replay.restore(shard["start"], {name: np.asarray(values) for name, values in rows.items()})
+            self.written.append(shard)
 
     def thin(self, needed: list[dict[str, Any]]) -> None:
-        """Removes the files that no kept checkpoint needs."""
+        """Removes the files that no kept checkpoint needs, and what a killed writer left behind."""
+        storage.sweep(self.folder)
         names = {shard["file"] for shard in needed}
         for path in self.folder.glob("steps-*.safetensors"):
             if path.name not in names:

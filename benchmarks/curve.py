@@ -1,0 +1,72 @@
+"""The learning curve of a run, as data and as a picture.
+
+python -m benchmarks.curve runs/carracing --json benchmarks/carracing/curve.json --png docs/images/curve.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--json", type=Path, help="write the points here")
+    parser.add_argument("--png", type=Path, help="draw them here (needs matplotlib)")
+    parser.add_argument("--window", type=int, default=10, help="training episodes in the moving mean")
+    args = parser.parse_args()
+    points = curve([json.loads(line) for line in (args.run / "metrics.jsonl").open()], args.window)
+    if args.json:
+        args.json.write_text(json.dumps(points, indent=1) + "\n")
+    if args.png:
+        draw(points, args.png)
+    for point in points["evaluations"]:
+        print("{minutes:6.1f} min {frames:8,} frames {updates:6,} updates  {mean:7.1f} (n={n})".format(**point))
+
+
+def curve(lines: list[dict[str, Any]], window: int) -> dict[str, Any]:
+    """Evaluations (greedy, selection tracks, averaged weights) and the moving mean of training episodes (sampled)."""
+    kept = ("minutes", "frames", "updates", "mean", "std", "median", "n", "returns")
+    evaluations = [{key: line[key] for key in kept} for line in lines if line["kind"] == "eval"]
+    episodes = [line for line in lines if line["kind"] == "episode"]
+    training = [
+        {
+            "minutes": round(episode["minutes"], 2),
+            "frames": episode["frames"],
+            "mean": round(statistics.mean(e["return"] for e in episodes[max(0, i - window + 1) : i + 1]), 1),
+        }
+        for i, episode in enumerate(episodes)
+    ]
+    return {"evaluations": evaluations, "training": training, "window": window}
+
+
+def draw(points: dict[str, Any], path: Path) -> None:
+    """Real return over minutes of training."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 4), dpi=150)
+    training, evaluations = points["training"], points["evaluations"]
+    axes.axhline(900, color="0.6", linewidth=1, linestyle="--")
+    axes.text(0.5, 908, "solved: 900", color="0.4", fontsize=8)
+    label = f"training episodes, sampled actions, mean of {points['window']}"
+    axes.plot([p["minutes"] for p in training], [p["mean"] for p in training], color="0.6", linewidth=1, label=label)
+    minutes, means = [p["minutes"] for p in evaluations], [p["mean"] for p in evaluations]
+    axes.plot(minutes, means, "o-", color="tab:red", markersize=4, label=f"evaluation, {evaluations[0]['n']} tracks")
+    axes.set(xlabel="minutes of training", ylabel="real return", ylim=(-120, 970), xlim=(0, None))
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

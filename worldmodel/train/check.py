@@ -1,0 +1,69 @@
+"""What a configuration may hold: every number of it, checked before anything is done."""
+
+from __future__ import annotations
+
+import math
+from operator import attrgetter
+
+from worldmodel.config import Config
+from worldmodel.errors import UsageError
+
+INTERVALS = {
+    "[0, inf)": "minutes frames updates pretrain eval_minutes save_minutes env.image_size world.head_layers "
+    "world.vector_layers world.free_nats world.dyn_scale world.rep_scale policy.layers policy.starts policy.entropy "
+    "policy.slow_scale optim.warmup replay.online",
+    "[1, inf)": "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
+    "world.classes world.units world.depth world.tokens policy.units policy.horizon replay.batch replay.length",
+    "[3, inf)": "world.bins policy.bins",
+    "(0, inf)": "train_every policy.min_std policy.max_std optim.world_lr optim.policy_lr optim.agc optim.eps "
+    "replay.gigabytes",
+    "[0, 1]": "policy.lam policy.slow_rate policy.scale_rate",
+    "[0, 1)": "world.unimix policy.unimix optim.beta1 optim.beta2 optim.average",
+    "(0, 1]": "world.decode_share",
+    "(0, 1)": "policy.discount",
+    "[0, 9e18)": "seed",
+}
+"""Where every number of a configuration must lie; a bracket includes the end, a parenthesis does not."""
+
+
+def check(config: Config) -> None:
+    """Raises UsageError, naming the flag, for values that cannot work, alone or together."""
+    for interval, names in INTERVALS.items():
+        for name in names.split():
+            value = attrgetter(name)(config)
+            if not _inside(value, interval):
+                words = _words(interval) if math.isfinite(value) else "a finite number"
+                raise UsageError(f"{_flag(name)} must be {words}, not {value}")
+    for name in ("world.bins", "policy.bins"):
+        if attrgetter(name)(config) % 2 == 0:
+            raise UsageError(f"{_flag(name)} must be odd, so that one bin is 0, not {attrgetter(name)(config)}")
+    if not (config.minutes or config.frames or config.updates):
+        raise UsageError("no budget: give --minutes, --frames or --updates")
+    if config.prefill < config.replay.length + 1:
+        raise UsageError(f"--prefill {config.prefill} is shorter than a sequence of {config.replay.length} + 1 steps")
+    if config.policy.min_std > config.policy.max_std:
+        low, high = config.policy.min_std, config.policy.max_std
+        raise UsageError(f"--policy.min-std {low} must not be above --policy.max-std {high}")
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = _ends(interval)
+    return (value > low or (value == low and interval[0] == "[")) and (
+        value < high or (value == high and interval[-1] == "]")
+    )
+
+
+def _words(interval: str) -> str:
+    low, high = _ends(interval)
+    if high < math.inf:
+        return f"in {interval}"
+    return f"{'at least' if interval[0] == '[' else 'more than'} {low:g}"
+
+
+def _ends(interval: str) -> tuple[float, float]:
+    low, high = interval[1:-1].split(",")
+    return float(low), float(high)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
