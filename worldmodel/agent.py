@@ -141,9 +141,15 @@ class Agent:
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, path: str | Path, card: dict[str, Any] | None = None) -> None:
-        """Writes an agent folder, atomically. `card`: scores, seeds, cost: whatever a stranger should know."""
-        contents = (to_dict(self.config), self.spaces.to_dict(), self.weights(), card or self.card)
+    def save(self, path: str | Path, card: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
+        """Writes an agent folder, atomically.
+
+        Args:
+            card: scores, seeds, cost: whatever a stranger should know. dtype: of the weights on disk; half precision
+                is half the size, but another agent than the one in memory.
+        """
+        weights = {name: value.to(dtype) for name, value in self.weights().items()}
+        contents = (to_dict(self.config), self.spaces.to_dict(), weights, card or self.card)
         storage.write_folder(path, dict(zip(FILES, contents, strict=True)))
 
     @classmethod

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class LaProp(torch.optim.Optimizer):
+class LaProp:
     """AGC + LaProp with linear warm-up, in a handful of fused calls for all tensors (Ziyin et al., arXiv 2002.04839).
 
         g <- g / max(1, |g| / (agc max(1e-3, |w|)))       per tensor
@@ -17,7 +17,9 @@ class LaProp(torch.optim.Optimizer):
         m <- b1 m + (1 - b1) u;     w <- w - lr min(1, t / warmup) m / (1 - b1^t)
 
     Args:
-        params: parameters or groups; a group may have its own `lr`.
+        params: parameters, or groups {"params": [...]} that may have an `lr` of their own.
+
+    Not a `torch.optim.Optimizer`: that base class imports the whole compiler, seconds of every start.
     """
 
     def __init__(
@@ -31,7 +33,12 @@ class LaProp(torch.optim.Optimizer):
         eps: float = 1e-20,
         warmup: int = 1000,
     ):
-        super().__init__(params, dict(lr=lr, agc=agc, beta1=beta1, beta2=beta2, eps=eps, warmup=warmup))
+        groups = list(params)
+        if groups and not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        shared = dict(lr=lr, agc=agc, beta1=beta1, beta2=beta2, eps=eps, warmup=warmup)
+        self.param_groups = [shared | group for group in groups]
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
         for group in self.param_groups:
             for p in group["params"]:
                 self.state[p] = {
@@ -40,8 +47,14 @@ class LaProp(torch.optim.Optimizer):
                     "v": torch.zeros_like(p, memory_format=torch.preserve_format),
                 }
 
+    def zero_grad(self) -> None:
+        """Forgets all gradients."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self) -> None:
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]

@@ -411,7 +411,7 @@ def test_decoding_a_share_of_the_steps_is_unbiased(
 
 def test_every_step_is_decoded_sometimes() -> None:
     made = world("vector", decode_share=0.5)
-    whole = batch(made, "vector", steps=6, width=1)
+    whole = batch(made, "vector", steps=6, width=1, firsts=False)  # no two states are alike
     decoded: list[Tensor] = []
     made.decoder.register_forward_pre_hook(lambda _, inputs: decoded.append(inputs[0].detach()))
     times = torch.zeros(6)
@@ -475,7 +475,7 @@ def dreamed_rewards(made: RSSM) -> tuple[Tensor, Tensor]:
 
 
 def test_the_dream_pays_for_the_action_just_taken() -> None:
-    made, loss = taught("", 200)
+    made, loss = taught("", 160)
     assert loss < 0.05
     dreamed, deserved = dreamed_rewards(made)
     assert (dreamed - deserved).abs().mean() < 0.1 * PAID
@@ -484,7 +484,7 @@ def test_the_dream_pays_for_the_action_just_taken() -> None:
 @pytest.mark.parametrize("shift", ["reward", "action"])
 def test_a_shifted_batch_cannot_be_learned(shift: str) -> None:
     """The counterpart: with rewards or actions one step off, nothing below the entropy of a coin is possible."""
-    made, loss = taught(shift, 200)
+    made, loss = taught(shift, 160)
     assert loss > 0.6
     dreamed, deserved = dreamed_rewards(made)
     assert (dreamed - deserved).abs().mean() > 0.3 * PAID
@@ -537,7 +537,7 @@ def test_bfloat16_keeps_states_logits_and_losses_in_float32(vision: str, noisele
     loss, metrics, states = low.loss(whole)
     expected, _, _ = full.loss(whole)
     assert states.dtype == loss.dtype == torch.float32 and {m.dtype for m in metrics.values()} == {torch.float32}
-    assert loss.item() == pytest.approx(expected.item(), rel=0.05) and loss.item() != expected.item()
+    assert loss.item() == pytest.approx(expected.item(), rel=0.1) and loss.item() != expected.item()
     reward, cont = low.outcome(states)
     assert reward.dtype == cont.dtype == low.decode(states[0]).dtype == torch.float32
     loss.backward()

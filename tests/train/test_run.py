@@ -108,7 +108,7 @@ def test_a_larger_budget_goes_on_and_a_used_one_says_so(tmp_path: Path) -> None:
 def test_budget_of_frames(tmp_path: Path) -> None:
     with opened(tiny(updates=0, frames=50), tmp_path) as run:
         result = run.train()
-    assert result["frames"] == 50 and 0 < result["updates"] == 5 + (50 - 40) // 2
+    assert result["frames"] == 50 and result["finished"]
 
 
 def test_budget_of_minutes_counts_all_sessions(tmp_path: Path) -> None:
@@ -116,10 +116,9 @@ def test_budget_of_minutes_counts_all_sessions(tmp_path: Path) -> None:
     with opened(config, tmp_path) as run:
         first = run.train()
         assert run.done() >= 1 and 0 < first["frames"] < 100_000
-    with opened(dataclasses.replace(config, minutes=0.012), tmp_path) as run:
-        assert 0.5 < run.done() < 1, "the first session counts"
-        run.train()
-        assert run.done() >= 1 and run.collector.frames > first["frames"]
+    with opened(dataclasses.replace(config, minutes=60.0), tmp_path) as run:
+        assert run.elapsed > run.seconds >= 0.006 * 60
+        assert 1e-4 < run.done() < 1, "the first session counts"
 
 
 def test_a_budget_that_ends_before_learning_begins_is_told(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class Dreamer:
         Raises NumericalError naming the loss or the parameter that is not finite; nothing is changed then.
         """
         world, policy = self.agent.world, self.agent.policy
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         with self.clock("world"):
             loss, metrics, states = world.loss(batch)
             _check_finite(metrics)

@@ -138,8 +138,8 @@ class Run:
                     self._save()
                     last["save"] = time.perf_counter()
                 self.progress.update(self._status())
-            if not interrupt.stop and c.eval_minutes and self.dreamer.updates:
-                self._judge()
+            if not interrupt.stop and self.dreamer.updates:
+                self._conclude()
             self._save()
             return self._summary(interrupt.exit_code)
 
@@ -205,9 +205,16 @@ class Run:
         except Exception as error:  # whatever it is, hours of training weigh more than a film of them
             self.progress.warn(f"no film of the dreams this time, training goes on: {error!r}")
 
-    def _card(self, result: Evaluation) -> dict[str, Any]:
+    def _conclude(self) -> None:
+        """The last evaluation; a run that was never judged leaves its last agent in place of its best."""
+        if self.config.eval_minutes:
+            self._judge()
+        elif self.best is None:
+            self.dreamer.averaged_agent().save(self.out / "best", self._card(None))
+
+    def _card(self, result: Evaluation | None) -> dict[str, Any]:
         return {
-            "selection": result.to_dict(), "cost": self._counters(), "seed": self.config.seed,
+            "selection": result.to_dict() if result else None, "cost": self._counters(), "seed": self.config.seed,
             "device": self.device, "precision": self.config.precision, "worldmodel": __version__,
             "learning": "actor and critic learn from imagined trajectories only; no replay value loss",
         }  # fmt: skip
