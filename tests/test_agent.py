@@ -132,6 +132,19 @@ def test_observations_that_do_not_fit_are_named(seen: str, obs, message: str) ->
         agent(seen).act(obs)
 
 
+def test_a_raw_grey_image_is_taken() -> None:
+    made = build(config(), Spaces({"image": (16, 16, 1)}, False, 2), torch.float32)
+    assert made.act(np.zeros((96, 96), np.uint8)).shape == (2,)
+
+
+@pytest.mark.parametrize(("states", "seen"), [(1, 4), (4, 1)])
+def test_another_number_of_environments_than_started_is_refused(states: int, seen: int) -> None:
+    made = agent("vector")
+    made.start(states)
+    with pytest.raises(UsageError, match="start"):
+        made.step(arrays("vector", seen), np.ones(seen, bool))
+
+
 def test_images_in_zero_one_are_refused_by_name() -> None:
     with pytest.raises(TypeError, match="'image' must be uint8"):
         agent("image").act(np.zeros((16, 16, 3), np.float32))
@@ -171,6 +184,21 @@ def test_save_and_load_round_trip(discrete: bool, tmp_path: Path, noiseless: Non
     assert names == {"config.json", "spaces.json", "agent.safetensors", "card.json", "MANIFEST.json"}
     loaded.save(tmp_path / "b")
     assert worldmodel.load(tmp_path / "b").card == {"score": 12.5}  # the card travels on
+
+
+def test_half_precision_on_disk_is_half_the_size_and_the_rounded_agent(tmp_path: Path) -> None:
+    made = agent("both")
+    sizes = {}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        folder = tmp_path / str(dtype)
+        made.save(folder, dtype=dtype)
+        sizes[dtype] = sum(v.nbytes for v in storage.read_file(folder / "agent.safetensors").values())
+        loaded = Agent.load(folder)
+        assert loaded.version == made.version if dtype == torch.float32 else loaded.version != made.version
+        assert {value.dtype for value in loaded.weights().values()} == {torch.float32}
+        for name, value in loaded.weights().items():
+            assert torch.equal(value, made.weights()[name].to(dtype).float()), name
+    assert sizes[torch.float16] == sizes[torch.bfloat16] == sizes[torch.float32] / 2
 
 
 def test_a_run_folder_loads_its_best(tmp_path: Path) -> None:

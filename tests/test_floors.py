@@ -13,9 +13,10 @@ import pytest
 import worldmodel
 
 PACKAGE = Path(worldmodel.__file__).parent
-GROUND = ("config", "errors", "storage", "codec", "manifest", "lock", "options", "distributions", "returns", "nets", "optim")
-FLOORS = [GROUND, ("envs",), ("models",), ("policies",), ("replay",), ("agent",), ("eval",), ("train",), ("cli", "__main__")]
-FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+GROUND = ["config", "errors", "storage", "codec", "manifest", "lock", "options",
+          "distributions", "returns", "nets", "optim"]  # fmt: skip
+FLOORS = [GROUND, "envs", "models", "policies", "replay", "agent", "eval", "train", ["cli", "__main__"]]
+FLOOR = {name: i for i, names in enumerate(FLOORS) for name in ([names] if isinstance(names, str) else names)}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -72,7 +73,7 @@ def test_imports_never_go_up(path: Path) -> None:
 )
 def test_an_import_that_goes_up_would_be_seen(module: str, source: str) -> None:
     assert len(upward(source, module)) == 1
-    assert upward("from worldmodel import __version__\nfrom worldmodel.errors import UsageError\nimport torch", module) == []
+    assert upward("from worldmodel import __version__\nimport torch, worldmodel.errors", module) == []
 
 
 def test_ground_floor_has_no_cycle() -> None:

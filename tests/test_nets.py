@@ -94,6 +94,16 @@ def test_norm_against_a_loop(kind: str) -> None:
     assert [name for name, _ in norm.named_parameters()] == ["weight"]
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_statistics_of_a_norm_stay_in_float32(kind: str) -> None:
+    """Sums of 512 squares in bfloat16 would be wrong by percents."""
+    norm, x = Norm(512, kind), (3 * torch.randn(4, 512) + 50).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = norm(x)
+    torch.testing.assert_close(out.float(), norm(x.float()), rtol=2**-8, atol=2**-8)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_block_linear_is_independent_linear_layers(bias: bool) -> None:
     layer = shake(BlockLinear(6, 9, 3, bias=bias))
@@ -111,7 +121,7 @@ def test_block_linear_is_independent_linear_layers(bias: bool) -> None:
 
 
 def test_block_linear_refuses_widths_that_do_not_divide() -> None:
-    with pytest.raises(UsageError, match="10 inputs.*3 blocks"):
+    with pytest.raises(UsageError, match=r"10 inputs.*3 blocks"):
         BlockLinear(10, 9, 3)
 
 

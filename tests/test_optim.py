@@ -106,7 +106,6 @@ def test_step_leaves_gradients_and_unused_parameters_alone() -> None:
     assert int(optimizer.state[unused]["step"]) == 0 and int(optimizer.state[used]["step"]) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="LaProp corrects the bias of a whole group by the count of its first tensor")
 def test_a_tensor_that_joins_late_does_not_change_the_others() -> None:
     late, early = nn.Parameter(torch.ones(1, dtype=torch.float64)), nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer, slow = LaProp([late, early], 1e-2, warmup=1), Slow(torch.ones(1), 1e-2, 1)
@@ -116,6 +115,18 @@ def test_a_tensor_that_joins_late_does_not_change_the_others() -> None:
         slow.step(early.grad)
         optimizer.step()
     assert early.item() == pytest.approx(slow.w[0], rel=1e-9)
+
+
+def test_a_group_may_be_given_as_a_generator() -> None:
+    """`{"params": module.parameters()}` must not be used up before the first step."""
+    module = nn.Linear(2, 2)
+    optimizer = LaProp([{"params": module.parameters(), "lr": 1e-2}], 0.0, warmup=1)
+    before = module.weight.detach().clone()
+    module.weight.grad = torch.ones(2, 2)
+    optimizer.step()
+    expect_equal(module.weight.detach(), before - 1e-2)
+    optimizer.zero_grad()
+    assert module.weight.grad is None
 
 
 def test_a_zero_gradient_moves_nothing_and_is_not_nan() -> None:

@@ -5,6 +5,8 @@ Step i of the synthetic stream holds i in every column, so any misplaced row sho
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -204,11 +206,11 @@ def test_states_are_kept_in_half_precision_and_detached() -> None:
 
 
 def test_a_step_without_a_state_has_zeros_even_where_the_ring_wrapped() -> None:
-    made = fill(replay(), 30)
-    made.add(**step(30) | {"state": None})
+    made = fill(replay(), 35)
+    made.add(**step(35) | {"state": None})  # where step 5 was
     fill(made, 8)
-    assert not made.gather(np.array([31]))[0].state.any()
-    assert made.gather(np.array([32]))[0].state.all()
+    assert not made.gather(np.array([36]))[0].state.any()
+    assert made.gather(np.array([37]))[0].state.all()
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -254,7 +256,7 @@ def test_restore_brings_everything_back(count: int) -> None:
     oldest = count - len(made)
     again = replay()
     cuts = [oldest, oldest + 5, oldest + 6, count]
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         again.restore(start, made.rows(start, stop))
     again.restore_states(made.states())
     again.next_online = made.next_online
@@ -310,6 +312,7 @@ def test_clear_forgets_and_begins_again() -> None:
 def test_discrete_actions_are_stored_as_one_hot() -> None:
     made = Replay(Spaces({"vector": (2,)}, True, 4), STATE, 1e-5, 3, 0, 0)
     for i in range(8):
-        made.add({"vector": np.zeros(2)}, action=np.eye(4, dtype=np.float32)[i % 4], reward=0.0, is_first=False, is_terminal=False)  # fmt: skip
+        values = {"reward": 0.0, "is_first": False, "is_terminal": False}
+        made.add({"vector": np.zeros(2)}, action=np.eye(4, dtype=np.float32)[i % 4], **values)
     batch, index = made.sample(4)
     assert torch.equal(batch.action.argmax(-1), torch.from_numpy(index % 4))

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 
 def load(path: str, device: str = "cpu") -> Agent:
-    """The trained agent stored at `path`: a run folder (its best agent), a checkpoint, or an agent folder.
+    """The trained agent stored at `path`: a run folder (its best agent) or an agent folder.
 
     Raises UsageError when nothing is there and CorruptError when a file is not what was written.
     """

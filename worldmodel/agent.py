@@ -58,6 +58,9 @@ class Agent:
         """
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)).to(self.device) for name, value in obs.items()}
         first = torch.from_numpy(np.asarray(is_first, bool)).to(self.device)
+        if len(first) != len(self.state):
+            have, want = len(self.state), len(first)
+            raise UsageError(f"{want} observations for {have} environments: call start({want}) first")
         self.state = self.world.observe(self.state, self.action, tensors, first)
         self.action = self.policy.act(self.world.features(self.state), sample)
         if self.spaces.discrete:
@@ -91,6 +94,8 @@ class Agent:
             if name not in obs:
                 raise UsageError(f"observation {name!r} is missing; this agent sees {list(self.spaces.observations)}")
             value = np.asarray(obs[name])
+            if len(shape) == 3 and shape[2] == 1 and value.ndim == 2:
+                value = value[..., None]
             if len(shape) == 3 and value.ndim == 3 and value.shape != shape and value.shape[2] == shape[2]:
                 value = resize(value, *shape[:2])
             if value.shape != shape:

@@ -61,10 +61,13 @@ def train(argv: list[str]) -> int:
     """`worldmodel train [PRESET] [--out RUN] [--minutes ...] [--json]`."""
     import tyro
 
-    from worldmodel.config import preset
+    from worldmodel.config import PRESETS, preset
+    from worldmodel.errors import UsageError
     from worldmodel.options import Train
 
     name = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    if name and name not in PRESETS and Path(name).is_dir():
+        raise UsageError(f"{name} is a folder, not a preset: to go on with the run in it, give --out {name}")
     out = Path(_value(argv, "--out") or f"runs/{name or 'carracing'}")
     # A run that exists is its own default: `worldmodel train --out RUN` goes on with what it is.
     begun = None
@@ -102,6 +105,8 @@ def evaluate(argv: list[str]) -> int:
 
     if args.episodes < 1:
         raise UsageError(f"--episodes must be at least 1, not {args.episodes}")
+    if args.out and args.out.suffix != ".json":
+        raise UsageError(f"--out {args.out} must be a .json file")
     first = TRACKS["report"] if args.seed is None else args.seed
     workers = args.workers or len(os.sched_getaffinity(0))
     told = Console(stderr=True, highlight=False)
@@ -115,9 +120,9 @@ def evaluate(argv: list[str]) -> int:
     seeds = range(first, first + args.episodes)
     result = judge(args.run, seeds, sample=args.sample, workers=workers, env_id=args.env, progress=progress)
     report = result.to_dict() | {"run": str(args.run)}
+    _emit(report, str(result), args.json)  # before anything can fail: minutes of driving are in it
     if args.out:
         write_file(args.out, report)
-    _emit(report, str(result), args.json)
     return 0
 
 

@@ -232,6 +232,8 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    if not isinstance(values, dict):
+        raise UsageError(f"configuration {where.rstrip('.') or 'file'} must be an object of settings, not {values!r}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     arguments: dict[str, Any] = {}
     for key, value in values.items():

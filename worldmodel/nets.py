@@ -69,7 +69,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "layer":
             return F.layer_norm(x, self.weight.shape, self.weight, None, 1e-4)
-        return F.rms_norm(x, self.weight.shape, self.weight, 1e-4)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-4)  # one dtype: the fused kernel
 
 
 def dense(inputs: int, outputs: int, norm: NormKind) -> nn.Sequential:

@@ -37,7 +37,7 @@ class LaProp:
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups}]
         shared = dict(lr=lr, agc=agc, beta1=beta1, beta2=beta2, eps=eps, warmup=warmup)
-        self.param_groups = [shared | group for group in groups]
+        self.param_groups = [shared | group | {"params": list(group["params"])} for group in groups]
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         for group in self.param_groups:
             for p in group["params"]:
@@ -64,18 +64,19 @@ class LaProp:
             states = [self.state[p] for p in params]
             for state in states:
                 state["step"] += 1
-            t = int(states[0]["step"])
+            counts = [int(state["step"]) for state in states]  # a tensor without gradients does not count
             b1, b2 = group["beta1"], group["beta2"]
             m, v = [s["m"] for s in states], [s["v"] for s in states]
             torch._foreach_mul_(v, b2)
             torch._foreach_addcmul_(v, grads, grads, 1 - b2)
-            scale = torch._foreach_div(v, 1 - b2**t)
+            scale = torch._foreach_div(v, [1 - b2**t for t in counts])
             torch._foreach_sqrt_(scale)
             torch._foreach_add_(scale, group["eps"])
             torch._foreach_div_(grads, scale)
             torch._foreach_lerp_(m, grads, 1 - b1)
-            lr = group["lr"] * min(1.0, t / max(1, group["warmup"]))
-            torch._foreach_add_(params, m, alpha=-lr / (1 - b1**t))
+            warm = [min(1.0, t / max(1, group["warmup"])) for t in counts]
+            rates = [-group["lr"] * share / (1 - b1**t) for share, t in zip(warm, counts, strict=True)]
+            torch._foreach_add_(params, torch._foreach_mul(m, rates))
 
 
 def clip_to_weights(grads: list[Tensor], params: list[Tensor], agc: float) -> list[Tensor]:

@@ -74,6 +74,12 @@ def gradients(loss: Tensor, made: ActorCritic) -> dict[str, Tensor | None]:
     return dict(zip(names, torch.autograd.grad(loss, params, allow_unused=True), strict=True))
 
 
+def expect_gradient(actual: Tensor, expected: Tensor) -> None:
+    """Alike to a thousandth of its length."""
+    assert actual.shape == expected.shape and expected.norm() > 0
+    assert (actual - expected).norm() <= 1e-3 * expected.norm()
+
+
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("reward", [1.0, 1e5])
 def test_losses_and_gradients_against_the_slow_loop(discrete: bool, reward: float) -> None:
@@ -87,7 +93,7 @@ def test_losses_and_gradients_against_the_slow_loop(discrete: bool, reward: floa
     assert loss.item() == pytest.approx((actor + critic).item(), rel=1e-3)
     actual, expected = gradients(loss, made), gradients(actor + critic, made)
     for name in expected:
-        expect_equal(actual[name], expected[name], 2e-4)
+        expect_gradient(actual[name], expected[name])
     assert made.slow_critic[0][0].weight.requires_grad is False
 
 
@@ -297,7 +303,7 @@ def test_dynamics_gradient_is_that_of_the_imagined_return(discrete: bool, noisel
     plain = Dream(*(x.detach() for x in told))
     critic = gradients(slow_losses(made, plain, plain.states)[1], made)
     for name, grad in actual.items():
-        expect_equal(grad, (expected if name.startswith("actor") else critic)[name], 1e-4)
+        expect_gradient(grad, (expected if name.startswith("actor") else critic)[name])
     assert sum(g.abs().sum() for n, g in actual.items() if n.startswith("actor")) > 0.01
     assert any(expected[n] is not None and expected[n].any() for n in expected if n.startswith("critic"))  # it would
 

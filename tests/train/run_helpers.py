@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 
 from worldmodel.config import Config, EnvConfig, OptimConfig, PolicyConfig, ReplayConfig, WorldConfig
+from worldmodel.envs.toy import Corridor
 from worldmodel.train.loop import Run
 from worldmodel.train.progress import Progress
 
@@ -122,3 +123,15 @@ def flip(path: Path, at: int = -1) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
+
+
+class Turning(Corridor):
+    """A corridor in whose second half left and right are swapped: whoever does always the same never arrives."""
+
+    def step(self, action: Any) -> Any:
+        if self.place >= self.length // 2:
+            action = -np.asarray(action) if self.continuous else 1 - int(action)
+        return super().step(action)
+
+
+gym.register("test/Turning-v0", Turning, kwargs={"length": 6})

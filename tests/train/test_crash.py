@@ -52,13 +52,13 @@ def lines(path: Path) -> list[list[str]]:
 
 def test_killed_at_random_moments_a_run_loses_at_most_one_interval_and_ends_the_same(tmp_path: Path) -> None:
     """Saves all the time and is killed every few saves, most often in the middle of one."""
-    config, chance = tiny(updates=30, save_minutes=0.0), random.Random(1)
+    config, chance = tiny(updates=20, save_minutes=0.0), random.Random(1)
     whole = train(dataclasses.replace(config, save_minutes=10.0), tmp_path / "whole")
     out, witness, killed = tmp_path / "killed", tmp_path / "witness", 0
     for _ in itertools.count():
         told = lines(witness)
         with child(train_as_witness, config, out, witness, output=tmp_path / "output") as process:
-            saves = len(told) + 2 + chance.randrange(12)
+            saves = len(told) + 2 + chance.randrange(30)
             if wait_for(lambda saves=saves: len(lines(witness)) >= saves, process):
                 time.sleep(chance.random() * 0.03)
                 os.kill(process.pid, signal.SIGKILL)
@@ -238,6 +238,22 @@ def test_checkpoint_of_another_run_is_refused(run_folder: Path, tmp_path_factory
     told = Told()
     with opened(tiny(updates=12), run_folder, told):
         assert told.warnings and all("expected sha256" in text for text in told.warnings)
+
+
+def test_bug_all_memories_damaged_at_the_start_of_an_episode_was_a_traceback(tmp_path: Path) -> None:
+    """Then not a single step is left: neither of the episodes before nor of the running one."""
+    with opened(tiny(updates=60), tmp_path) as run:
+        while run.dreamer.updates < 8 or run.collector.length:
+            run._advance()
+            if run.collector.finished:
+                run._episode_ended()
+        run._save()
+        last, updates = run.shards.written[-1]["file"], run.dreamer.updates + 2
+    flip(tmp_path / "replay" / last)
+    told = Told()
+    with opened(tiny(updates=updates), tmp_path, told) as run:
+        assert len(run.replay) == 0 and len(told.warnings) == 1 and last in told.warnings[0]
+        assert run.train()["updates"] == updates
 
 
 # -- a full disk ------------------------------------------------------------------------------------------------------

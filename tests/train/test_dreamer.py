@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     assert before.keys() == after.keys()
-    return {name for name in before if not torch.equal(before[name], after[name])}
+    return {name for name in before if not torch.equal(before[name].nan_to_num(7), after[name].nan_to_num(7))}
 
 
 @pytest.fixture(params=["reinforce", "dynamics"])
@@ -74,11 +74,11 @@ def test_slow_critic_and_average_follow_the_new_weights() -> None:
     old = copied(made.agent.weights())
     made.update(experience(made))
     new = made.agent.weights()
-    for name in old:
+    for name in old:  # the average's first decay is 1 / (1 + 10)
         if name.startswith("policy.critic."):
             slow = name.replace("critic", "slow_critic")
             expect_equal(new[slow], 0.98 * old[slow] + 0.02 * new[name], 1e-6)
-        expect_equal(made.average.weights[name], old[name] / 11 + new[name] * 10 / 11, 1e-5)  # first decay: 1 / (1 + 10)
+        expect_equal(made.average.weights[name], old[name] / 11 + new[name] * 10 / 11, 1e-5)
 
 
 def test_rates_of_world_and_policy() -> None:
@@ -90,7 +90,7 @@ def test_rates_of_world_and_policy() -> None:
         if name.startswith("policy.scale") or "slow_critic" in name:
             continue
         rate = (2e-3 if name.startswith("world.") else 1e-4) / 4
-        assert (value - old[name]).abs().max().item() == pytest.approx(rate, rel=1e-2), name
+        assert (value - old[name]).abs().max().item() == pytest.approx(rate, rel=0.1), name
 
 
 def test_averaged_agent_has_the_average_or_without_one_the_live_weights() -> None:
@@ -125,10 +125,10 @@ def test_tensors_bring_everything_back() -> None:
 def test_batches_are_left_as_they_were(gradient: str) -> None:
     made = dreamer(policy={"gradient": gradient})
     given = experience(made)
-    kept = [value.clone() for value in (given.action, given.reward, given.state, given.before, *given.obs.values())]
+    kept = copy.deepcopy(given)
     made.update(given)
-    for before, after in zip(kept, (given.action, given.reward, given.state, given.before, *given.obs.values()), strict=True):
-        assert torch.equal(before, after)
+    for name, before in {**vars(kept), **kept.obs}.items():
+        assert name == "obs" or torch.equal(before, {**vars(given), **given.obs}[name]), name
 
 
 # -- who learns from what ---------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_batches_are_left_as_they_were(gradient: str) -> None:
 def test_the_world_never_learns_from_the_actors_loss(gradient: str) -> None:
     made = dreamer(policy={"gradient": gradient, "horizon": 4})
     states = made.agent.world.loss(experience(made))[2]
-    made.optimizer.zero_grad(set_to_none=True)
+    made.optimizer.zero_grad()
     made._learn_in_dream(states.flatten(0, 1))
     world, policy = made.agent.world, made.agent.policy
     assert [name for name, p in world.named_parameters() if p.grad is not None] == []
@@ -210,7 +210,7 @@ def test_terminal_states_never_start_the_dreams_of_an_update(monkeypatch: pytest
     given = experience(made)
     assert 0 < int(given.is_terminal.sum()) < given.is_terminal.numel()
     starts: list[Tensor] = []
-    monkeypatch.setattr(module, "dream", lambda world, start, act, horizon: starts.append(start) or dream(world, start, act, horizon))
+    monkeypatch.setattr(module, "dream", lambda world, start, *rest: starts.append(start) or dream(world, start, *rest))
     _, states = made.update(given)
     assert torch.equal(starts[0], states[~given.is_terminal])
 
@@ -218,70 +218,47 @@ def test_terminal_states_never_start_the_dreams_of_an_update(monkeypatch: pytest
 # -- not finite -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def untouched() -> Iterator[list]:
-    """Checks, after a failed update of the learners appended, that it changed nothing."""
-    learners: list[tuple[Dreamer, dict[str, Tensor]]] = []
-    yield learners
-    assert learners
-    for made, before in learners:
-        wrong = [n for n, v in made.tensors().items() if not torch.equal(v, before[n]) and not bool(before[n].isnan().any())]
-        assert wrong == [] and made.updates == 0
+NAN = float("nan")
+BROKEN = {
+    "reward": r"^loss/reward not finite: .*--optim\.world-lr",
+    "observation": r"loss/rec_vector.* not finite",
+    "critic": r"^loss/actor, loss/critic",
+    "gradient": r"^gradient of world\.core\.gates\.weight not finite at update 0, and of 0 more",
+}
+"""What is broken -> what the error must name."""
 
 
-def test_a_loss_that_is_not_finite_is_named(untouched: list) -> None:
+def broken(what: str) -> tuple[Dreamer, Batch]:
     made = dreamer()
     given = experience(made)
-    given.reward[2, 1] = float("nan")
-    untouched.append((made, copied(made.tensors())))
-    with pytest.raises(NumericalError, match=r"^loss/reward not finite: .*--optim\.world-lr"):
-        made.update(given)
-
-
-def test_an_observation_that_is_not_finite_is_named(untouched: list) -> None:
-    made = dreamer()
-    given = experience(made)
-    given.obs["vector"][0, 0, 0] = float("inf")
-    untouched.append((made, copied(made.tensors())))
-    with pytest.raises(NumericalError, match=r"loss/rec_vector"):
-        made.update(given)
-
-
-def test_a_gradient_that_is_not_finite_is_named() -> None:
-    made = dreamer()
-    made.agent.world.core.gates.weight.register_hook(lambda grad: grad * float("nan"))
-    before = copied(made.tensors())
-    with pytest.raises(NumericalError, match=r"gradient of world\.core\.gates\.weight \(and 0 more\).*update 0"):
-        made.update(experience(made))
-    assert {name for name in changed(before, made.tensors()) if "policy.scale" not in name} == set()
-
-
-@pytest.mark.xfail(strict=True, reason="ReturnScale moves, to NaN too, before the update is known to be finite")
-@pytest.mark.parametrize("broken", ["critic", "gradient"])
-def test_nothing_at_all_is_changed_by_a_failed_update(broken: str, untouched: list) -> None:
-    made = dreamer()
-    if broken == "critic":
-        with torch.no_grad():
-            made.agent.policy.critic[-1].bias[0] = float("nan")
+    if what == "reward":
+        given.reward[2, 1] = NAN
+    elif what == "observation":
+        given.obs["vector"][0, 0, 0] = float("inf")
+    elif what == "critic":
+        made.agent.policy.critic[-1].bias.data[0] = NAN
     else:
-        made.agent.world.core.gates.weight.register_hook(lambda grad: grad * float("nan"))
-    before = copied(made.tensors())
-    with pytest.raises(NumericalError):
-        made.update(experience(made))
-    assert not torch.isnan(made.agent.policy.scale.high) and made.agent.policy.scale.high == before["live.policy.scale.high"]
-    untouched.append((made, before))
+        made.agent.world.core.gates.weight.register_hook(lambda grad: grad * NAN)
+    return made, given
 
 
-def test_a_policy_loss_that_is_not_finite_is_named() -> None:
-    made = dreamer()
-    with torch.no_grad():
-        made.agent.policy.critic[-1].bias[0] = float("nan")
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_not_finite_is_named_and_nothing_learns_from_it(what: str) -> None:
+    made, given = broken(what)
     before = copied(made.tensors())
-    with pytest.raises(NumericalError, match=r"loss/actor, loss/critic"):
-        made.update(experience(made))
-    after = made.tensors()
-    assert {n for n in changed(before, after) if not before[n].isnan().any() and "policy.scale" not in n} == set()
+    with pytest.raises(NumericalError, match=BROKEN[what]):
+        made.update(given)
+    assert {name for name in changed(before, made.tensors()) if ".scale." not in name} == set()
+    assert made.updates == made.average.updates == 0
     assert all(p.requires_grad for p in made.agent.world.parameters())
+
+
+@pytest.mark.parametrize("what", ["reward", "observation", "critic", "gradient"])
+def test_a_failed_update_leaves_the_return_scale_alone(what: str) -> None:
+    made, given = broken(what)
+    with pytest.raises(NumericalError):
+        made.update(given)
+    assert made.agent.policy.scale.low == made.agent.policy.scale.high == 0
 
 
 # -- from the environment to the world --------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ import torch
 from rich.console import Console
 from run_helpers import CORRIDOR, Told, content, digest, metrics, opened, streams, tiny, train
 
-from worldmodel import storage
+from worldmodel import load, storage
 from worldmodel.config import TRACKS, Config, EnvConfig, from_dict, to_dict
 from worldmodel.envs.toy import Corridor
-from worldmodel.errors import NumericalError, UsageError
+from worldmodel.errors import NumericalError, UsageError, WorldModelError
 from worldmodel.eval.real import Evaluation
 from worldmodel.train import loop
 from worldmodel.train.check import INTERVALS, check
@@ -245,12 +245,45 @@ def test_bug_best_agent_saved_after_the_last_checkpoint_was_overwritten_by_a_wor
     assert storage.read_folder(tmp_path / "best")["card.json"]["selection"]["mean"] == 9.0
 
 
+def test_a_run_that_is_never_judged_leaves_its_last_agent(tmp_path: Path) -> None:
+    versions = []
+    for updates in (3, 5):
+        with opened(tiny(updates=updates), tmp_path) as run:
+            run.train()
+            assert run.best is None
+            last = run.dreamer.averaged_agent().version
+        versions.append(load(tmp_path).version)
+        assert versions[-1] == last
+    assert versions[0] != versions[1]
+    assert load(tmp_path).card["selection"] is None and load(tmp_path).card["cost"]["updates"] == 5
+
+
+def test_a_judged_agent_is_not_replaced_by_one_that_is_not(tmp_path: Path, judge: Judge) -> None:
+    judge.scores = [5.0]
+    train(tiny(updates=3, eval_minutes=99.0), tmp_path)
+    train(tiny(updates=5), tmp_path)
+    assert load(tmp_path).card["selection"]["mean"] == 5.0 and load(tmp_path).card["cost"]["updates"] == 3
+
+
 def test_final_evaluation_happens_at_the_end_of_the_budget(tmp_path: Path, judge: Judge) -> None:
     judge.scores = [1.5]
     with opened(tiny(updates=3, eval_minutes=99.0), tmp_path) as run:
         result = run.train()
     assert result["best"]["score"] == 1.5 and json.dumps(result)
     assert storage.exists(tmp_path / "best")
+
+
+def test_bug_a_final_evaluation_that_failed_cost_the_training_since_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise WorldModelError("the environment failed at step 3 of the episode with seed 1000000")
+
+    monkeypatch.setattr(loop, "evaluate", fail)
+    with pytest.raises(WorldModelError, match="the environment failed"):
+        train(tiny(updates=3, eval_minutes=99.0), tmp_path)
+    with opened(tiny(updates=3), tmp_path) as run:
+        assert run.dreamer.updates == 3
 
 
 def test_bug_a_film_that_fails_stopped_the_training(

@@ -69,8 +69,8 @@ class RSSM(WorldModel):
     def observe(self, state: Tensor, action: Tensor, obs: dict[str, Tensor], is_first: Tensor) -> Tensor:
         with self._cast(state):
             x = self.post_obs(self.encoder(obs))
-            goes_on = _goes_on(is_first)
-            return self._posterior(state * goes_on, self.core.embed_action(action * goes_on), x)[0]
+            state, action = _masked(state, is_first), _masked(action, is_first)
+            return self._posterior(state, self.core.embed_action(action), x)[0]
 
     def advance(self, state: Tensor, action: Tensor) -> Tensor:
         with self._cast(state):
@@ -121,11 +121,10 @@ class RSSM(WorldModel):
         steps, width = batch.is_first.shape
         tokens = self.encoder({k: v.flatten(0, 1) for k, v in batch.obs.items()})
         x = self.post_obs(tokens).reshape(steps, width, -1)
-        goes_on = _goes_on(batch.is_first)
-        action = self.core.embed_action(batch.previous_action() * goes_on)
+        action = self.core.embed_action(_masked(batch.previous_action(), batch.is_first))
         state, states, posteriors = batch.state, [], []
         for t in range(steps):
-            state, posterior = self._posterior(state * goes_on[t], action[t], x[t])
+            state, posterior = self._posterior(_masked(state, batch.is_first[t]), action[t], x[t])
             states.append(state)
             posteriors.append(posterior)
         return torch.stack(states), torch.stack(posteriors)
@@ -259,9 +258,9 @@ def kl_losses(posterior: Tensor, prior: Tensor, free_nats: float) -> tuple[Tenso
     return dyn.clamp(min=free_nats), rep.clamp(min=free_nats), dyn.detach()
 
 
-def _goes_on(is_first: Tensor) -> Tensor:
-    """(...) bool -> (..., 1) float: 0 where an episode begins, so that nothing of the last one is carried over."""
-    return (~is_first).float().unsqueeze(-1)
+def _masked(x: Tensor, is_first: Tensor) -> Tensor:
+    """`x` (..., D) with zeros where an episode begins (...): nothing is carried over, not even a NaN."""
+    return x.masked_fill(is_first.unsqueeze(-1), 0)
 
 
 def _images(observations: dict[str, tuple[int, ...]], names: list[str]) -> tuple[int, int]:

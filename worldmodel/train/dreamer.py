@@ -9,6 +9,7 @@ repeat
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -64,9 +65,14 @@ class Dreamer:
             _check_finite(metrics)
             loss.backward()
         with self.clock("dream"):
-            metrics |= self._learn_in_dream(self._starts(states, batch.is_terminal))
-            _check_finite(metrics)
-            self._check_gradients()
+            scale = copy.deepcopy(policy.scale.state_dict())
+            try:
+                metrics |= self._learn_in_dream(self._starts(states, batch.is_terminal))
+                _check_finite(metrics)
+                self._check_gradients()
+            except NumericalError:
+                policy.scale.load_state_dict(scale)  # it has moved already; everything else has not
+                raise
             self.optimizer.step()
             policy.update_slow()
             self.average.update()

@@ -138,9 +138,10 @@ class Run:
                     self._save()
                     last["save"] = time.perf_counter()
                 self.progress.update(self._status())
+            self._save()
             if not interrupt.stop and self.dreamer.updates:
                 self._conclude()
-            self._save()
+                self._save()
             return self._summary(interrupt.exit_code)
 
     def _announce(self) -> None:
@@ -294,7 +295,8 @@ class Run:
         except CorruptError as error:
             self.progress.warn(f"the best agent so far is damaged, the next evaluation replaces it: {error}")
             return None
-        return {"score": card["selection"]["mean"]} | card["cost"]
+        judged = card["selection"]
+        return {"score": judged["mean"]} | card["cost"] if judged else None
 
 
 def stored_config(out: Path) -> Config | None:

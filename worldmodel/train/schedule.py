@@ -11,6 +11,7 @@ import torch
 from worldmodel.config import Config
 from worldmodel.envs import Spaces, make
 from worldmodel.errors import UsageError
+from worldmodel.eval.randomness import local_randomness
 from worldmodel.models.base import Batch
 from worldmodel.train.clock import Clock
 from worldmodel.train.dreamer import Dreamer
@@ -69,14 +70,21 @@ def plan(config: Config, update_seconds: float, step_seconds: float, step_bytes:
 
 def measure(config: Config, spaces: Spaces, device: str, updates: int = 3, steps: int = 25) -> tuple[float, float]:
     """(seconds per update, seconds per agent step), measured on a throw-away copy; random streams stay as they are."""
-    with torch.random.fork_rng():
-        dreamer = Dreamer(config, spaces, device, Clock())
-        batch = random_batch(config, spaces, dreamer.agent.world.width, device)
+    with local_randomness(0, device):  # environments may draw from the global streams
+        return _update_seconds(config, spaces, device, updates), _step_seconds(config, steps)
+
+
+def _update_seconds(config: Config, spaces: Spaces, device: str, updates: int) -> float:
+    dreamer = Dreamer(config, spaces, device, Clock())
+    batch = random_batch(config, spaces, dreamer.agent.world.width, device)
+    dreamer.update(batch)
+    start = time.perf_counter()
+    for _ in range(updates):
         dreamer.update(batch)
-        start = time.perf_counter()
-        for _ in range(updates):
-            dreamer.update(batch)
-        update_seconds = (time.perf_counter() - start) / updates
+    return (time.perf_counter() - start) / updates
+
+
+def _step_seconds(config: Config, steps: int) -> float:
     env = make(config.env)
     try:
         env.reset(seed=0)
@@ -85,10 +93,9 @@ def measure(config: Config, spaces: Spaces, device: str, updates: int = 3, steps
         for _ in range(steps):
             if any(env.step(action)[2:4]):
                 env.reset()
-        step_seconds = (time.perf_counter() - start) / steps
+        return (time.perf_counter() - start) / steps
     finally:
         env.close()
-    return update_seconds, step_seconds
 
 
 def fast_precision(device: str) -> str:

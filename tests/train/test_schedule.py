@@ -1,0 +1,159 @@
+"""The plan of a run is arithmetic that a person can check; measuring the pace leaves no trace."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from run_helpers import tiny
+
+from worldmodel.config import Config, ReplayConfig
+from worldmodel.envs import Spaces, make
+from worldmodel.envs.toy import Corridor
+from worldmodel.errors import UsageError
+from worldmodel.train import schedule
+from worldmodel.train.schedule import fast_precision, find_device, measure, plan, random_batch
+
+CONFIG = Config(prefill=1000, pretrain=100, train_every=4.0, minutes=0.0, replay=ReplayConfig(batch=32, length=16))
+"""Before the policy acts: 1000 steps of 0.01 s and 100 updates of 0.5 s = 60 s. After that 0.54 s an update."""
+
+
+def planned(**budgets: Any) -> schedule.Plan:
+    return plan(dataclasses.replace(CONFIG, **budgets), 0.5, 0.01, 20_000)
+
+
+def test_minutes_by_hand() -> None:
+    """10 min = 600 s, 540 of them after the first 60: 1000 more updates, 4000 more steps."""
+    made = planned(minutes=10.0)
+    assert (made.updates, made.steps, made.frames, made.limit) == (1100, 5000, 20_000, "minutes")
+    assert made.minutes == pytest.approx(10.0)
+    assert made.replays == pytest.approx(1100 * 32 * 16 / 5000)
+    assert made.replay_gigabytes == pytest.approx(5000 * 20_000 / 1e9)
+
+
+def test_frames_by_hand() -> None:
+    """20,000 frames of 4 a step = 5000 steps, 4000 of them after the prefill."""
+    made = planned(frames=20_000)
+    assert (made.updates, made.steps, made.frames, made.limit) == (1100, 5000, 20_000, "frames")
+    assert made.minutes == pytest.approx(10.0)
+
+
+def test_updates_by_hand() -> None:
+    made = planned(updates=600)
+    assert (made.updates, made.steps, made.frames, made.limit) == (600, 3000, 12_000, "updates")
+    assert made.minutes == pytest.approx((60 + 500 * 0.54) / 60)
+
+
+def test_the_smallest_budget_decides() -> None:
+    assert planned(minutes=10.0, frames=20_000, updates=99).limit == "updates"
+    assert planned(minutes=10.0, frames=4_400, updates=1000).limit == "frames"
+    assert planned(minutes=1.5, frames=20_000, updates=1000).limit == "minutes"
+
+
+def test_bug_budgets_that_end_early_were_planned_as_if_they_did_not() -> None:
+    """Within the pretraining: 40 updates are 20 s, not 50. Within the prefill: nothing after the budget."""
+    made = planned(updates=40)
+    assert (made.updates, made.steps) == (40, 1000) and made.minutes == pytest.approx((10 + 20) / 60)
+    made = planned(frames=400)
+    assert (made.updates, made.steps, made.frames) == (0, 100, 400) and made.minutes == pytest.approx(1 / 60)
+    made = planned(minutes=0.1)
+    assert (made.updates, made.steps) == (0, 600) and made.minutes == pytest.approx(0.1)
+
+
+def test_memory_is_capped() -> None:
+    config = dataclasses.replace(CONFIG, updates=10**6, replay=ReplayConfig(gigabytes=2.0))
+    assert plan(config, 0.5, 0.01, 20_000).replay_gigabytes == 2.0
+
+
+def test_a_plan_reads_well() -> None:
+    text = str(planned(minutes=600.0))
+    assert text.startswith("10.0 h expected on this machine, ended by --minutes: ")
+    assert "updates of 0.50 s" in text and "agent steps" in text and "GB" in text
+    assert str(planned(minutes=10.0)).startswith("10 min expected on this machine")
+    assert "20,000 environment frames = 5,000 agent steps, 1,100 updates" in str(planned(minutes=10.0))
+    assert str(planned(updates=40)).startswith("30 s expected"), "not 0 min"
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+class Gambler(Corridor):
+    """Draws from the global generators, as many environments do."""
+
+    def step(self, action: Any) -> Any:
+        random.random()
+        np.random.rand()
+        torch.rand(1)
+        return super().step(action)
+
+
+@pytest.fixture
+def gambler() -> Any:
+    gym.register("test/Gambler-v0", Gambler)
+    yield "test/Gambler-v0"
+    del gym.registry["test/Gambler-v0"]
+
+
+def standing() -> tuple[Any, ...]:
+    numpy = np.random.get_state(legacy=False)
+    return torch.get_rng_state().tolist(), str(numpy["state"]["key"].tolist()), numpy["state"]["pos"], random.getstate()
+
+
+def test_bug_measuring_moved_the_random_streams_of_environments_that_use_the_global_ones(gambler: str) -> None:
+    config = tiny(gambler)
+    before = standing()
+    update, step = measure(config, Spaces.of(make(config.env)), "cpu", updates=1, steps=60)
+    assert standing() == before
+    assert 0 < step < update < 60
+
+
+def test_measure_takes_what_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first update is not counted: it allocates."""
+    clock = iter(range(100))
+    monkeypatch.setattr(schedule.time, "perf_counter", lambda: float(next(clock)))
+    updates = []
+    monkeypatch.setattr(schedule.Dreamer, "update", lambda self, batch: updates.append(batch))
+    config = tiny()
+    made = measure(config, Spaces.of(make(config.env)), "cpu", updates=4, steps=10)
+    assert len(updates) == 5 and made == (1 / 4, 1 / 10)
+
+
+@pytest.mark.parametrize("env", ["worldmodel/Corridor-v0", "test/CorridorBoth-v0"])
+def test_random_batch_has_the_shapes_of_a_real_one(env: str) -> None:
+    from worldmodel.replay import Replay
+
+    config = tiny(env)
+    spaces = Spaces.of(make(config.env))
+    replay = Replay(spaces, 24, 0.001, config.replay.length, 1, 0)
+    obs = {n: np.zeros(s, np.uint8 if len(s) == 3 else np.float32) for n, s in spaces.observations.items()}
+    for _ in range(30):
+        replay.add(obs, action=np.zeros(spaces.actions), reward=0.0, is_first=False, is_terminal=False)
+    real, _ = replay.sample(config.replay.batch)
+    made = random_batch(config, spaces, 24, "cpu")
+    for field in dataclasses.fields(real) if dataclasses.is_dataclass(real) else ():
+        a, b = getattr(real, field.name), getattr(made, field.name)
+        pairs = [(a[k], b[k]) for k in a] if isinstance(a, dict) else [(a, b)]
+        assert all(x.shape == y.shape and x.dtype == y.dtype for x, y in pairs), field.name
+    assert made.is_first.shape == real.is_first.shape and made.before.shape == real.before.shape
+
+
+def test_device_and_precision() -> None:
+    assert find_device("cpu") == "cpu"
+    assert find_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UsageError, match="--device nonsense: torch cannot use it here; use cpu, cuda"):
+        find_device("nonsense")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match=r"--device cuda:1: torch \S+ finds no CUDA device here; use cpu or auto"):
+            find_device("cuda:1")
+    assert fast_precision("cuda") == "bfloat16"
+
+
+def test_precision_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for tiles, precision in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
+        assert fast_precision("cpu") == precision
