@@ -261,6 +261,8 @@ class Run:
 
     def _resume(self) -> tuple[int, Any] | None:
         """Goes on from the newest whole checkpoint: (its step, its place in the log); None when there is none."""
+        for folder in (self.out, self.checkpoints.folder, self.shards.folder):
+            storage.sweep(folder)  # what a killed trainer left half written; the lock says that it is gone
         found = self.checkpoints.latest()
         if found is None:
             return None
