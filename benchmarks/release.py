@@ -57,7 +57,7 @@ def picture(agent: worldmodel.agent.Agent, folder: Path) -> None:
         Path(path).unlink(missing_ok=True)
     (folder / "films").rmdir()
     episode = record(agent, TRACKS["report"], steps=40 + STEPS)
-    side_by_side_video(agent, folder / "dream.gif", episode[40:], EVERY)
+    side_by_side_video(agent, folder / "dream.gif", episode, EVERY, start=40)
 
 
 if __name__ == "__main__":

@@ -141,10 +141,12 @@ class Counting(Oracle):
         return Step(step.state, state[:, 4], step.cont)
 
 
-def test_the_memory_begins_once_and_sees_every_frame_of_the_context(episode):
-    window = open_loop(beacon_agent(Counting()), episode, 2, 3, 5)
-    assert window.reward_posterior[1:].tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert window.reward_dream[1:].tolist() == [1, 2, 3, 3, 3, 3, 3]
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_bug_windows_in_mid_episode_began_with_an_empty_memory(episode, start):
+    """The agent has driven up to the window: it remembers the frames before it, and every frame of the context."""
+    window = open_loop(beacon_agent(Counting()), episode, start, 3, 5)
+    assert (window.reward_posterior[1:] - start).tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert (window.reward_dream[1:] - start).tolist() == [1, 2, 3, 3, 3, 3, 3]
 
 
 @pytest.mark.parametrize("sample", [False, True])

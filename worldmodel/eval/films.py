@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,12 +100,13 @@ def side_by_side_video(
     episode: Recording,
     every: int = 25,
     *,
+    start: int = 0,
     seed: int = 0,
     fps: float | None = None,
 ) -> Path:
-    """Films a recorded episode beside its dream, which looks at reality every `every` steps."""
+    """Films a recorded episode from step `start` beside its dream, which looks at reality every `every` steps."""
     film = reground(agent, episode, every, seed=seed)
-    return write_video(path, side_by_side_frames(film), fps or real_time(episode))
+    return write_video(path, islice(side_by_side_frames(film), start, None), fps or real_time(episode))
 
 
 def real_time(episode: Recording) -> float:
@@ -120,6 +122,7 @@ def open_loop_clip(
     is_first: np.ndarray,
     is_terminal: np.ndarray | None = None,
     *,
+    start: int = 0,
     context: int = 10,
     horizon: int = 50,
     horizons: Sequence[int] = (1, 5, 15),
@@ -128,7 +131,8 @@ def open_loop_clip(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """For a training run's log: a clip from T steps of its replay, and how true the dream is.
 
-    Takes the longest stretch without a new episode and as much horizon as it has. Leaves the agent and the global
+    Takes the longest stretch without a new episode, from its step `start`, and as much horizon as it has; the steps
+    before `start` are remembered. Leaves the agent and the global
     generators alone. Returns frames (context + horizon, H, W, 3) uint8, for about 12.5 frames a second, and
     `psnr_k`, `persistence_psnr_k` (dB) and `reward_error_k` (mean |dreamed - paid| over imagined steps 1 ... k).
 
@@ -141,7 +145,7 @@ def open_loop_clip(
     bounds = np.concatenate([[0], 1 + np.flatnonzero(is_first[1:]), [len(is_first)]])
     longest = int(np.argmax(np.diff(bounds)))
     piece = slice(int(bounds[longest]), int(bounds[longest + 1]))
-    reach = min(horizon, piece.stop - piece.start - context)
+    reach = min(horizon, piece.stop - piece.start - start - context)
     if reach < 1:
         raise UsageError(f"the longest stretch has {piece.stop - piece.start} steps: no room to dream after {context}")
     terminal = np.zeros(len(is_first), bool) if is_terminal is None else np.asarray(is_terminal, bool)
@@ -149,7 +153,7 @@ def open_loop_clip(
         obs=obs, actions=np.asarray(actions, np.float32), rewards=np.asarray(rewards, np.float32),
         is_first=np.asarray(is_first, bool), is_terminal=terminal, discrete=agent.spaces.discrete,
     )[piece]  # fmt: skip
-    window = open_loop(agent, episode, 0, context, reach, seed=seed)
+    window = open_loop(agent, episode, start, context, reach, seed=seed)
     quality, metrics = fidelity(window), {}
     for k in (k for k in horizons if k <= reach):
         metrics[f"psnr_{k}"] = float(quality.dream_psnr[k - 1])

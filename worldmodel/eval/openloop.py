@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -84,9 +84,10 @@ def open_loop(
 ) -> OpenLoop:
     """The window of `episode` from step `start`: filtered for `context` steps, then dreamed for `horizon` steps.
 
-    Filtering begins at `start` with an empty memory. The world draws its noise as it always does (one sample of the
-    future, not its mean), from a stream of the window's own: `seed`, the episode's seed and `start`. Raises UsageError
-    for a window outside of the episode or a world that cannot draw pictures.
+    The memory is that of an agent which has driven the episode up to there: filtering begins at the episode's first
+    step. The world draws its noise as it always does (one sample of the future, not its mean), from a stream of the
+    window's own: `seed`, the episode's seed and `start`. Raises UsageError for a window outside of the episode or a
+    world that cannot draw pictures.
     """
     return open_loops(agent, [(episode, start)], context, horizon, seed=seed)[0]
 
@@ -101,9 +102,15 @@ def open_loops(
     device = device_of(agent.world)
     obs = {name: _batch([p.obs[name] for p in pieces], device) for name in pieces[0].obs}
     actions = _batch([p.actions for p in pieces], device)
-    noise = RowNoise([generator(seed, episode.seed or 0, start) for episode, start in windows])
-    with torch.no_grad(), local_randomness(seed, device), noise:
-        states, rewards, conts = posterior(agent.world, obs, actions)
+    streams = [generator(seed, episode.seed or 0, start) for episode, start in windows]
+    with torch.no_grad(), local_randomness(seed, device):
+        pasts = []
+        for (episode, start), stream in zip(windows, streams, strict=True):
+            with RowNoise([stream]):
+                pasts.append(_remember(agent.world, episode, start, device))
+    memory = Memory(*(torch.cat(parts) for parts in zip(*pasts, strict=True)))
+    with torch.no_grad(), local_randomness(seed, device), RowNoise(streams):
+        states, rewards, conts = posterior(agent.world, obs, actions, memory)
         dreamed = dream(agent.world, states[context - 1], actions[context - 1 : context - 1 + horizon], horizon)
         seen = pictures(agent.world, states)
         imagined = torch.cat([seen[:context], pictures(agent.world, dreamed.states[1:])])
@@ -122,23 +129,55 @@ def open_loops(
     ]  # fmt: skip
 
 
-def posterior(world: WorldModel, obs: dict[str, Tensor], actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Filters W true steps from an empty memory: states (W, B, S), and the rewards and conts (W, B) that the prior
-    predicted one step ahead, NaN at step 0. obs: name -> (W, B, ...), actions (W, B, A), act_t taken at obs_t."""
+class Memory(NamedTuple):
+    """What an agent knows when a window begins."""
+
+    state: Tensor
+    """(B, S): filtered state of the step before."""
+    action: Tensor
+    """(B, A): the action taken there."""
+    is_first: Tensor
+    """(B,) bool: nothing came before, the window begins with its episode."""
+
+
+def posterior(
+    world: WorldModel, obs: dict[str, Tensor], actions: Tensor, memory: Memory | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Filters W true steps, from an empty memory unless one is given: states (W, B, S), and the rewards and conts
+    (W, B) that the prior predicted one step ahead, NaN at step 0. obs: name -> (W, B, ...), actions (W, B, A), act_t
+    taken at obs_t."""
     length, batch = actions.shape[:2]
-    state = world.initial(batch)
+    memory = memory or _nothing(world, batch, actions.shape[-1], actions.device)
+    state, action, is_first = memory
     unknown = torch.full((batch,), float("nan"), device=actions.device)
     states, rewards, conts = [], [unknown], [unknown]
     for t in range(length):
-        action = torch.zeros_like(actions[0]) if t == 0 else actions[t - 1]
         if t > 0:
+            action, is_first = actions[t - 1], torch.zeros_like(is_first)
             step = world.imagine(state, action)
             rewards.append(step.reward.float())
             conts.append(step.cont.float())
-        is_first = torch.full((batch,), t == 0, dtype=torch.bool, device=actions.device)
         state = world.observe(state, action, {name: value[t] for name, value in obs.items()}, is_first)
         states.append(state)
     return torch.stack(states), torch.stack(rewards), torch.stack(conts)
+
+
+def _nothing(world: WorldModel, batch: int, actions: int, device: torch.device) -> Memory:
+    first = torch.ones(batch, dtype=torch.bool, device=device)
+    return Memory(world.initial(batch), torch.zeros(batch, actions, device=device), first)
+
+
+def _remember(world: WorldModel, episode: Recording, start: int, device: torch.device) -> Memory:
+    """The memory (B = 1) of all that came before step `start` in its episode."""
+    firsts = np.flatnonzero(episode.is_first[: start + 1])
+    begin = int(firsts[-1]) if len(firsts) else 0
+    if begin == start:
+        return _nothing(world, 1, episode.actions.shape[-1], device)
+    past = episode[begin:start]
+    obs = {name: _batch([value], device) for name, value in past.obs.items()}
+    actions = _batch([past.actions], device)
+    state = posterior(world, obs, actions)[0][-1]
+    return Memory(state, actions[-1], torch.zeros(1, dtype=torch.bool, device=device))
 
 
 def pictures(world: WorldModel, states: Tensor) -> Tensor:

@@ -27,10 +27,10 @@ def open_loop_video(agent: Agent, replay: Replay, stop: int, folder: Path, log: 
     if stop - start <= CONTEXT + 1:
         return
     middle = max(start, (start + stop - CONTEXT - HORIZON) // 2)
-    rows = replay.rows(middle, min(stop, middle + CONTEXT + HORIZON))
+    rows = replay.rows(start, min(stop, middle + CONTEXT + HORIZON))
     obs = {name: rows[f"obs.{name}"] for name in replay.spaces.observations}
     arrays = (rows[name] for name in ("action", "reward", "is_first", "is_terminal"))
-    frames, metrics = open_loop_clip(agent, obs, *arrays, context=CONTEXT, horizon=HORIZON)
+    frames, metrics = open_loop_clip(agent, obs, *arrays, start=middle - start, context=CONTEXT, horizon=HORIZON)
     log.write("openloop", replay.total, metrics)
     log.gif("openloop", frames, FPS, replay.total)
     write_video(folder / f"openloop-{replay.total:09d}.mp4", frames, FPS)
