@@ -6,8 +6,8 @@
 Three environments take the same actions, each held for 4 frames, in alternating blocks: stock and ours drawing every
 frame, and ours behind `ActionRepeat(4)`, which draws one frame in four. The pictures after every action, the rewards
 and the flags are compared outside the timed blocks. Times are CPU seconds of this process; a speed-up is the ratio of
-the median times per frame over the blocks. Measured on two busy cores: 4.1 x drawing every frame, 12.3 x at action
-repeat 4 (our renderer is bound by memory, so idle cores give more). About 20 s.
+the median times per frame over the blocks. Measured: 4.1 x drawing every frame and 12.3 x at action repeat 4 on two
+busy cores, 3.5 x and 10.0 x on idle ones (benchmarks/env.json). About 20 s.
 """
 
 from __future__ import annotations
