@@ -306,7 +306,7 @@ def test_interrupted_training_is_told_by_the_exit_code(
 
 
 def test_debug_preset_drives_a_car(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """`worldmodel train debug`, shortened: 200 updates of it take most of a minute. Again: it says it is finished."""
+    """`worldmodel train debug`, shortened: 200 updates of it take 20 seconds. Again: it says it is finished."""
     argv = ["train", "debug", "--out", str(tmp_path), "--updates", "3", "--prefill", "40", "--pretrain", "1", "--json"]
     for again in (False, True):
         assert main(argv) == 0

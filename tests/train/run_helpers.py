@@ -135,3 +135,16 @@ class Turning(Corridor):
 
 
 gym.register("test/Turning-v0", Turning, kwargs={"length": 6})
+
+
+class Gambler(Corridor):
+    """Draws from the global generators, as many environments do."""
+
+    def step(self, action: Any) -> Any:
+        random.random()
+        np.random.rand()
+        torch.rand(1)
+        return super().step(action)
+
+
+gym.register("test/Gambler-v0", Gambler)

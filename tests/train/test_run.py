@@ -28,9 +28,6 @@ from worldmodel.train.checkpoint import Checkpoints
 from worldmodel.train.loop import Run
 from worldmodel.train.progress import Progress
 
-ROOMY = tiny(prefill=120)
-"""The random walk is long enough for a film of it."""
-
 
 @pytest.fixture
 def every_update(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +179,7 @@ def test_run_folder_tells_what_it_is(tmp_path: Path) -> None:
 
 def test_judging_disturbs_nothing(tmp_path: Path) -> None:
     """Evaluations happen by the clock, so they must leave every stream, episode and memory where they were."""
-    with opened(ROOMY, tmp_path) as run:
+    with opened(tiny("test/Gambler-v0", prefill=120), tmp_path) as run:
         run.train()
         before = content(run)
         run._judge()

@@ -6,7 +6,6 @@ import dataclasses
 import random
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -14,7 +13,6 @@ from run_helpers import tiny
 
 from worldmodel.config import Config, ReplayConfig
 from worldmodel.envs import Spaces, make
-from worldmodel.envs.toy import Corridor
 from worldmodel.errors import UsageError
 from worldmodel.train import schedule
 from worldmodel.train.schedule import fast_precision, find_device, measure, plan, random_batch
@@ -82,30 +80,13 @@ def test_a_plan_reads_well() -> None:
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
-class Gambler(Corridor):
-    """Draws from the global generators, as many environments do."""
-
-    def step(self, action: Any) -> Any:
-        random.random()
-        np.random.rand()
-        torch.rand(1)
-        return super().step(action)
-
-
-@pytest.fixture
-def gambler() -> Any:
-    gym.register("test/Gambler-v0", Gambler)
-    yield "test/Gambler-v0"
-    del gym.registry["test/Gambler-v0"]
-
-
 def standing() -> tuple[Any, ...]:
     numpy = np.random.get_state(legacy=False)
     return torch.get_rng_state().tolist(), str(numpy["state"]["key"].tolist()), numpy["state"]["pos"], random.getstate()
 
 
-def test_bug_measuring_moved_the_random_streams_of_environments_that_use_the_global_ones(gambler: str) -> None:
-    config = tiny(gambler)
+def test_bug_measuring_moved_the_random_streams_of_environments_that_use_the_global_ones() -> None:
+    config = tiny("test/Gambler-v0")
     before = standing()
     update, step = measure(config, Spaces.of(make(config.env)), "cpu", updates=1, steps=60)
     assert standing() == before
