@@ -1,5 +1,6 @@
 """Every default of the project, with its provenance, and the named presets built from them.
 
+"Prototype" is the throw-away program that came before this library: one file, about 890 after 50 minutes on two cores.
 A `Config` is frozen and serialises to JSON (`to_dict` / `from_dict`); unknown keys are errors with a suggestion.
 """
 

@@ -1,5 +1,5 @@
 """Random actions that lead somewhere, for the first steps of a run. White noise averages out: the car hardly leaves the
-start (research/world-models-and-carracing.md, 4.6)."""
+start."""
 
 from __future__ import annotations
 
