@@ -16,8 +16,8 @@ lint: setup
 
 setup: $(VENV)/.done
 
-# Rebuilt only when the dependencies or the pins change.
-$(VENV)/.done: pyproject.toml constraints.txt
+# Rebuilt only when the dependencies, the pins or the C extension change.
+$(VENV)/.done: pyproject.toml constraints.txt setup.py worldmodel/envs/_raster.c
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

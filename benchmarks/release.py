@@ -1,4 +1,4 @@
-"""Makes the agent that ships: half-precision weights, judged as they ship, with its card and its pictures.
+"""Makes the agent that ships: half-precision weights, judged as they ship, with card, starts of dreams and pictures.
 
 python -m benchmarks.release runs/carracing --agent checkpoints/carracing --report benchmarks/carracing/report.json \
     --images docs/images
@@ -15,6 +15,7 @@ import torch
 import worldmodel
 from worldmodel import storage
 from worldmodel.config import TRACKS
+from worldmodel.envs.starts import collect_starts
 from worldmodel.eval.films import dream_films, side_by_side_video
 from worldmodel.eval.real import evaluate
 from worldmodel.eval.recording import record
@@ -35,6 +36,7 @@ def main() -> None:
     agent = worldmodel.load(args.run)
     with torch.no_grad():
         agent.load_weights({name: value.half().float() for name, value in agent.weights().items()})
+    agent.starts = collect_starts(agent)
     agent.save(args.agent, agent.card, dtype=torch.float16)
     seeds = range(TRACKS["report"], TRACKS["report"] + args.episodes)
     result = evaluate(args.agent, seeds, workers=len(os.sched_getaffinity(0)), env_id=args.env)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from tiny import ACTIONS, SEEN, agent, config, expect_equal, observation
 
 import worldmodel
+import worldmodel.agent as module
 from worldmodel import storage
 from worldmodel.agent import Agent, build
 from worldmodel.envs import Spaces
@@ -198,7 +200,19 @@ def test_half_precision_on_disk_is_half_the_size_and_the_rounded_agent(tmp_path:
         assert {value.dtype for value in loaded.weights().values()} == {torch.float32}
         for name, value in loaded.weights().items():
             assert torch.equal(value, made.weights()[name].to(dtype).float()), name
-    assert sizes[torch.float16] == sizes[torch.bfloat16] == sizes[torch.float32] / 2
+    scalars = sum(value.nbytes for value in made.weights().values() if not value.ndim)
+    assert sizes[torch.float16] == sizes[torch.bfloat16] == (sizes[torch.float32] - scalars) / 2 + scalars
+    assert scalars == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_bug_a_return_scale_beyond_float16_was_infinite_in_a_shipped_agent(dtype: torch.dtype, tmp_path: Path) -> None:
+    made = agent("vector")
+    made.policy.scale.low.fill_(-70_000.0)
+    made.policy.scale.high.fill_(123_457.0)
+    made.save(tmp_path / "a", dtype=dtype)
+    scale = Agent.load(tmp_path / "a").policy.scale
+    assert (scale.low.item(), scale.high.item(), scale.value().item()) == (-70_000.0, 123_457.0, 193_457.0)
 
 
 def test_a_run_folder_loads_its_best(tmp_path: Path) -> None:
@@ -313,6 +327,18 @@ def test_repr_tells_what_it_sees_and_does() -> None:
     text = repr(agent("both", discrete=True))
     assert "image (16, 16, 3)" in text and "3 choices" in text and "encoder" in text and "critic" in text
     assert "3 continuous actions" in repr(agent("vector")) and json.dumps(text)
+
+
+def test_bug_repr_of_a_small_agent_showed_no_parameters() -> None:
+    made = agent("both")
+    text = repr(made)
+    assert "0.00 M" not in text
+    parameters = sum(p.numel() for p in made.policy.actor.parameters())
+    assert parameters < 10_000 and re.search(rf"^  actor +{parameters:,}$", text, re.M)
+    sizes = [line[len("  encoder   ") :] for line in text.splitlines()[1:]]
+    assert len({len(line) for line in sizes}) == 1, "aligned"
+    shown = {0: "0", 9_999: "9,999", 31_234: "31 k", 999_499: "999 k", 999_500: "1.00 M", 5_228_000: "5.23 M"}
+    assert {count: module._short(count) for count in shown} == shown
 
 
 def test_expected_sizes_of_the_state() -> None:

@@ -66,7 +66,7 @@ def test_help_costs_less_than_half_a_second() -> None:
     shown = outside("--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert shown.returncode == 0 and shown.stderr == ""
-    for word in ("train [PRESET]", "eval  RUN", "dream RUN", "75 and 130", *PRESETS):
+    for word in ("train [PRESET]", "eval  RUN", "dream RUN", "gap   RUN", "3 gate failed", "75 and 130", *PRESETS):
         assert word in shown.stdout
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
@@ -93,7 +93,7 @@ def test_no_command_shows_help_and_fails(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["--version"]) == 0 and capsys.readouterr().out.strip() == worldmodel.__version__
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "dream"])
+@pytest.mark.parametrize("command", ["train", "eval", "dream", "gap"])
 def test_every_command_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
@@ -122,8 +122,8 @@ def mistake(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ("tarin", "no command 'tarin'; did you mean train? (commands: train, eval, dream)"),
-        ("--verbose", "no command '--verbose' (commands: train, eval, dream)"),
+        ("tarin", "no command 'tarin'; did you mean train? (commands: train, eval, dream, gap)"),
+        ("--verbose", "no command '--verbose' (commands: train, eval, dream, gap)"),
         ("train dbug", "no preset 'dbug'; did you mean debug?"),
         ("train 12M", "no preset '12M'; did you mean 12m"),
         ("train --update 5", "Perhaps you meant: --updates INT"),

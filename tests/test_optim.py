@@ -9,7 +9,7 @@ import torch
 from tiny import expect_equal
 from torch import Tensor, nn
 
-from worldmodel.optim import Average, LaProp, clip_to_weights
+from worldmodel.optim import Average, LaProp, clip_to_weights, decayed
 
 
 class Slow:
@@ -76,6 +76,31 @@ def test_warm_up_is_linear_then_constant() -> None:
         optimizer.step()
         moves.append(before - weight.item())
     assert moves == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3], rel=1e-2)
+
+
+def test_a_rate_multiplies_the_step_and_composes_with_the_warm_up() -> None:
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = LaProp([{"params": [weight], "lr": 1e-3}], 0.0, warmup=4)
+    moves = []
+    for rate in (1.0, 0.5, 0.25, 0.0, 0.5, 1.0):
+        before = weight.item()
+        weight.grad = torch.ones(1)
+        optimizer.step(rate)
+        moves.append(before - weight.item())
+    assert moves == pytest.approx([0.25e-3, 0.25e-3, 0.1875e-3, 0.0, 0.5e-3, 1e-3], rel=1e-2)
+    assert int(optimizer.state[weight]["step"]) == 6 and optimizer.param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("progress", "share", "final", "expected"),
+    [
+        (0.0, 0.4, 0.1, 1.0), (0.6, 0.4, 0.1, 1.0), (0.7, 0.4, 0.1, 0.775), (0.8, 0.4, 0.1, 0.55), (1.0, 0.4, 0.1, 0.1),
+        (1.3, 0.4, 0.1, 0.1), (0.25, 1.0, 0.0, 0.75), (1.0, 1.0, 0.0, 0.0), (0.99, 0.0, 0.1, 1.0), (1.5, 0.0, 0.1, 1.0),
+        (0.9, 0.4, 1.0, 1.0),
+    ],
+)  # fmt: skip
+def test_decay_is_linear_over_the_last_share(progress: float, share: float, final: float, expected: float) -> None:
+    assert decayed(progress, share, final) == pytest.approx(expected)
 
 
 def test_no_warm_up() -> None:

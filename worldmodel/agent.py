@@ -15,6 +15,8 @@ from torch import Tensor
 from worldmodel import storage
 from worldmodel.config import Config, from_dict, to_dict
 from worldmodel.envs import Spaces, make, wrap
+from worldmodel.envs.starts import FILE as STARTS
+from worldmodel.envs.starts import Starts
 from worldmodel.envs.wrappers import resize
 from worldmodel.errors import CorruptError, UsageError
 from worldmodel.models.base import WorldModel
@@ -34,6 +36,7 @@ class Agent:
     def __init__(self, config: Config, spaces: Spaces, world: WorldModel, policy: ActorCritic):
         self.config, self.spaces, self.world, self.policy = config, spaces, world, policy
         self.card: dict[str, Any] = {}
+        self.starts: Starts | None = None  # where its dreams begin; they belong to these very weights
         self.start(1)
 
     @property
@@ -136,6 +139,7 @@ class Agent:
             raise CorruptError(f"weights do not fit the configuration, {len(wrong)} differ: {', '.join(wrong[:4])} ...")
         for name, value in own.items():
             value.copy_(weights[name])
+        self.starts = None
 
     @property
     def version(self) -> str:
@@ -147,15 +151,19 @@ class Agent:
         return digest.hexdigest()
 
     def save(self, path: str | Path, card: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> None:
-        """Writes an agent folder, atomically.
+        """Writes an agent folder, atomically, with the starts of its dreams if it has any.
 
         Args:
             card: scores, seeds, cost: whatever a stranger should know. dtype: of the weights on disk; half precision
                 is half the size, but another agent than the one in memory.
         """
-        weights = {name: value.to(dtype) for name, value in self.weights().items()}
+        # Scalars stay as they are: they cost nothing, and the scale of returns may lie beyond float16 (65504).
+        weights = {name: value.to(dtype) if value.ndim else value for name, value in self.weights().items()}
         contents = (to_dict(self.config), self.spaces.to_dict(), weights, card or self.card)
-        storage.write_folder(path, dict(zip(FILES, contents, strict=True)))
+        files: dict[str, Any] = dict(zip(FILES, contents, strict=True))
+        if self.starts is not None:
+            files[STARTS] = self.starts.tensors()
+        storage.write_folder(path, files)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> Agent:
@@ -168,11 +176,14 @@ class Agent:
             folder = folder / "best"
         if not storage.exists(folder):
             raise UsageError(f"no agent in {str(path)!r}: give a run folder with a best agent, or an agent folder")
-        contents = storage.read_folder(folder, FILES)
+        contents = storage.read_folder(folder, FILES, optional=[STARTS])
         config, spaces, weights, card = (contents[name] for name in FILES)
         agent = build(from_dict(config), Spaces.from_dict(spaces), torch.float32).to(device)
         agent.load_weights(weights)
         agent.card = card
+        if STARTS in contents:
+            agent.starts = Starts.from_tensors(contents[STARTS])
+            agent.starts.check(agent.state.shape[1])
         return agent
 
     def to(self, device: str | torch.device) -> Agent:
@@ -185,11 +196,11 @@ class Agent:
     def __repr__(self) -> str:
         parts = {"encoder": "encoder", "core": "core", "prior": "prior", "decoder": "decoder"}
         sizes = {name: _count(getattr(self.world, part, None)) for name, part in parts.items()}
-        lines = [f"  {name:<10}{size / 1e6:6.2f} M" for name, size in sizes.items() if size]
-        lines += [f"  {name:<10}{_count(getattr(self.policy, name)) / 1e6:6.2f} M" for name in ("actor", "critic")]
+        sizes |= {name: _count(getattr(self.policy, name)) for name in ("actor", "critic")}
+        lines = [f"  {name:<10}{_short(size):>8}" for name, size in sizes.items() if size]
         see = ", ".join(f"{name} {shape}" for name, shape in self.spaces.observations.items())
         does = f"{self.spaces.actions} {'choices' if self.spaces.discrete else 'continuous actions'}"
-        head = f"Agent({self.config.env.id}: {see} -> {does}; world {_count(self.world) / 1e6:.2f} M parameters)"
+        head = f"Agent({self.config.env.id}: {see} -> {does}; world {_short(_count(self.world))} parameters)"
         return "\n".join([head, *lines])
 
 
@@ -202,3 +213,10 @@ def build(config: Config, spaces: Spaces, precision: torch.dtype) -> Agent:
 
 def _count(module: torch.nn.Module | None) -> int:
     return sum(p.numel() for p in module.parameters()) if module is not None else 0
+
+
+def _short(count: int) -> str:
+    """Such as 5.23 M, 31 k, 4,711."""
+    if count >= 999_500:
+        return f"{count / 1e6:.2f} M"
+    return f"{count / 1e3:.0f} k" if count >= 10_000 else f"{count:,}"

@@ -1,4 +1,4 @@
-"""The command line: `worldmodel train | eval | dream`. Everything heavy is imported inside the commands."""
+"""The command line: `worldmodel train | eval | dream | gap`. Everything heavy is imported inside the commands."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ Agents that learn by dreaming: a world model watches pixels, a policy trains ins
   train [PRESET] [--out RUN] ...   learn from the real environment and in dreams; resumes RUN by itself
   eval  RUN [--episodes 100] ...   real return on held-out tracks
   dream RUN [--out FOLDER] ...     film decoded dreams beside the truth
+  gap   RUN [--quick] ...          how much of the dream is true: gap.json, gap.html and a verdict
 
 `worldmodel COMMAND --help` lists the options. Presets: {presets}.
 RUN is a run folder, or an agent folder such as checkpoints/carracing.
-Exit codes: 0 done, 1 error, 2 wrong usage, 4 corrupt file, 5 not finite, 74 cannot write,
-75 and 130 stopped by a signal and resumable."""
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 gate failed (gap --fail-if), 4 corrupt file, 5 not finite,
+74 cannot write, 75 and 130 stopped by a signal and resumable."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     from worldmodel.errors import WorldModelError
 
-    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "eval": evaluate, "dream": dream}
+    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "eval": evaluate, "dream": dream, "gap": gap}
     if argv[0] not in commands:
         import difflib
 
@@ -142,6 +143,41 @@ def dream(argv: list[str]) -> int:
     result = dream_films(agent, args.out, seed, args.start, args.context, args.horizon, args.format)
     _emit(result, "\n".join(result["files"]), args.json)
     return 0
+
+
+def gap(argv: list[str]) -> int:
+    """`worldmodel gap RUN [--quick] [--fail-if VERDICT ...] [--out FOLDER] [--json]`."""
+    import tyro
+
+    from worldmodel.options import Gap
+
+    args = tyro.cli(Gap, prog="worldmodel gap", args=argv)
+    import dataclasses
+
+    from rich.console import Console
+
+    import worldmodel
+    from worldmodel.config import TRACKS
+    from worldmodel.errors import GATE_FAILED, UsageError
+    from worldmodel.eval.gap import measure, report
+
+    wanted = {name: getattr(args, name) for name in ("episodes", "starts") if getattr(args, name) is not None}
+    if any(value < 1 for value in wanted.values()):
+        raise UsageError(f"--episodes and --starts must be at least 1, not {wanted}")
+    agent = worldmodel.load(args.run)
+    out = args.out or measure.folder_for(args.run)
+    scale = dataclasses.replace(measure.QUICK if args.quick else measure.FULL, **wanted)
+    first = TRACKS["report"] if args.seed is None else args.seed
+    told = Console(stderr=True, highlight=False)
+    result = measure.measure(
+        agent, scale, seeds=range(first, first + scale.episodes), sample=args.sample, path=args.run,
+        workers=args.workers or len(os.sched_getaffinity(0)), cache=out / "episodes",
+        command=["worldmodel", "gap", *argv], say=lambda line: told.print(line, markup=False),
+    )  # fmt: skip
+    files = report.write(result, out)
+    short = report.short(result) | {"run": str(args.run), "files": files}
+    _emit(short, "\n".join([report.sentence(result), *files]), args.json)
+    return GATE_FAILED if result["verdict"]["name"] in args.fail_if else 0
 
 
 def _emit(result: dict[str, Any], text: str, as_json: bool) -> None:

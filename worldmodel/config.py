@@ -90,6 +90,9 @@ class PolicyConfig:
     """How the actor learns: score function (DreamerV3) or backpropagation through the imagined dynamics."""
     bins: int = 255
     """Two-hot bins of the critic (DreamerV3)."""
+    critic_sees_return: bool = False
+    """Whether the critic, never the actor, is also told the return of the episode so far (ours; an asymmetric
+    actor-critic, arXiv 1710.06542): what is left to earn often cannot be seen, and the critic is not needed to act."""
     unimix: float = 0.01
     """Uniform share of a discrete policy (DreamerV3)."""
     min_std: float = 0.1
@@ -124,6 +127,11 @@ class OptimConfig:
     """Decay of the squared gradient."""
     eps: float = 1e-20
     """Added to the root of the squared gradient."""
+    decay: float = 0.0
+    """Share of the run's budget, at its end, over which both learning rates fall linearly to `optim.final` of
+    themselves; 0 = off. A budget that is raised later raises the rates again."""
+    final: float = 0.1
+    """Share of the learning rates that is left when the budget is used up; counts only with `optim.decay`."""
     average: float = 0.997
     """Decay of the moving average of all weights, the agent that is evaluated and shipped (ours); 0 = off."""
 
@@ -188,7 +196,12 @@ def size(deter: int, **overrides: Any) -> Config:
 
 
 PRESETS: dict[str, Config] = {
-    "carracing": Config(),
+    "carracing": Config(
+        policy=PolicyConfig(discount=0.997, critic_sees_return=True),
+        optim=OptimConfig(policy_lr=3e-4, decay=0.3),
+        eval_minutes=6.0,
+        eval_episodes=20,
+    ),
     "debug": Config(
         world=WorldConfig(deter=64, hidden=32, stoch=8, classes=8, units=32, depth=8),
         policy=PolicyConfig(units=32, starts=64, horizon=8),

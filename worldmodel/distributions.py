@@ -43,6 +43,13 @@ class OneHot:
         index = (probs[..., :-1].cumsum(-1) < uniform).sum(-1, keepdim=True)
         return self._straight_through(index)
 
+    def tempered(self, temperature: float) -> OneHot:
+        """Sharper (below 1) or flatter (above 1): logits divided by `temperature`, that is p^(1 / temperature). 1 is
+        the distribution itself, near 0 only its mode is left."""
+        if temperature == 1:
+            return self
+        return OneHot(torch.softmax(self.probs.log() / temperature, -1))
+
     def mode(self) -> Tensor:
         """The likeliest class as one-hot (..., C), with straight-through gradients."""
         return self._straight_through(self.probs.argmax(-1, keepdim=True))

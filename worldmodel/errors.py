@@ -1,6 +1,13 @@
-"""Errors a user can act on: each names the thing and the remedy, and has the exit code of the command line."""
+"""Errors a user can act on: each names the thing and the remedy, and has the exit code of the command line.
+
+Codes: 0 done, 1 error, 2 wrong usage, 3 gate failed (`gap --fail-if`; not an error, the report is complete), 4 corrupt
+file, 5 not finite, 74 cannot write, 75 and 130 stopped by a signal and resumable.
+"""
 
 from __future__ import annotations
+
+GATE_FAILED = 3
+"""What the command line leaves with when a verdict came out that was not to."""
 
 
 class WorldModelError(Exception):

@@ -14,7 +14,7 @@ class LaProp:
 
         g <- g / max(1, |g| / (agc max(1e-3, |w|)))       per tensor
         v <- b2 v + (1 - b2) g^2;   u = g / (sqrt(v / (1 - b2^t)) + eps)
-        m <- b1 m + (1 - b1) u;     w <- w - lr min(1, t / warmup) m / (1 - b1^t)
+        m <- b1 m + (1 - b1) u;     w <- w - rate lr min(1, t / warmup) m / (1 - b1^t)
 
     Args:
         params: parameters, or groups {"params": [...]} that may have an `lr` of their own.
@@ -54,8 +54,8 @@ class LaProp:
                 p.grad = None
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One update of every parameter that has a gradient."""
+    def step(self, rate: float = 1.0) -> None:
+        """One update of every parameter that has a gradient; `rate` multiplies the learning rates."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -75,7 +75,7 @@ class LaProp:
             torch._foreach_div_(grads, scale)
             torch._foreach_lerp_(m, grads, 1 - b1)
             warm = [min(1.0, t / max(1, group["warmup"])) for t in counts]
-            rates = [-group["lr"] * share / (1 - b1**t) for share, t in zip(warm, counts, strict=True)]
+            rates = [-rate * group["lr"] * share / (1 - b1**t) for share, t in zip(warm, counts, strict=True)]
             torch._foreach_add_(params, torch._foreach_mul(m, rates))
 
 
@@ -84,6 +84,16 @@ def clip_to_weights(grads: list[Tensor], params: list[Tensor], agc: float) -> li
     bound = agc * torch.stack(torch._foreach_norm(params)).clamp(min=1e-3)
     scale = 1 / torch.clamp(torch.stack(torch._foreach_norm(grads)) / bound, min=1.0)
     return list(torch._foreach_mul(grads, list(scale.unbind())))
+
+
+def decayed(progress: float, share: float, final: float) -> float:
+    """Factor of the learning rates at `progress` (0 to 1) of a run: 1, and over its last `share` linearly to `final`.
+
+    A `share` of 0 never decays; a run beyond its budget stays at `final`.
+    """
+    if progress <= 1 - share or not share:
+        return 1.0
+    return 1 - (1 - final) * min(1.0, (progress - 1 + share) / share)
 
 
 class Average:

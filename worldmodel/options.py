@@ -67,3 +67,30 @@ class Dream:
     """Kind of the film."""
     json: bool = False
     """Print what was written and measured as one JSON object, the last line of standard output."""
+
+
+@dataclass
+class Gap:
+    """How much of the dream is true: gap.json and gap.html, with a verdict. Reality is forked at real moments and the
+    same actions are taken there, so dream and truth are compared exactly."""
+
+    run: tyro.conf.Positional[Path]
+    """A run folder (its best agent) or an agent folder."""
+    quick: bool = False
+    """Screening: 20 tracks, 16 starts, 50 imagined steps; otherwise 100, 64 and 200."""
+    out: Path | None = None
+    """Folder for gap.json, gap.html and the cached real episodes; RUN/gap when left out, ./gap for a released agent."""
+    fail_if: tuple[Literal["FAITHFUL", "OPTIMISTIC", "PESSIMISTIC", "EXPLOITED", "INCONCLUSIVE"], ...] = ()
+    """Verdicts with which the command leaves with exit code 3, for use in CI."""
+    sample: bool = False
+    """Sample actions, in dream and reality, instead of taking the policy's mode."""
+    episodes: int | None = None
+    """Real episodes, one held-out track each."""
+    starts: int | None = None
+    """Forks of reality."""
+    seed: int | None = None
+    """Seed of the first track; the report range when left out."""
+    workers: int = 0
+    """Processes that drive real episodes; 0 = one for each core."""
+    json: bool = False
+    """Print the verdict and its numbers as one JSON object, the last line of standard output."""

@@ -72,13 +72,15 @@ def write_folder(path: Path_, files: Mapping[str, Any]) -> dict[str, Any]:
     return listing
 
 
-def read_folder(path: Path_, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """The verified content of a folder made by `write_folder`: file name -> value. `names` reads only those.
+def read_folder(path: Path_, names: Iterable[str] | None = None, optional: Iterable[str] = ()) -> dict[str, Any]:
+    """The verified content of a folder made by `write_folder`: file name -> value. `names` reads only those, and those
+    of `optional` that are there.
 
     Safe on a folder from a stranger (no code runs) and while another process replaces the folder.
     Raises CorruptError naming the file, the expected and the actual hash; UsageError when there is no such folder.
     """
     wanted = None if names is None else list(names)
+    welcome = list(optional)
 
     def read(folder: Path) -> dict[str, Any]:
         entries = manifest.entries(folder)
@@ -86,7 +88,7 @@ def read_folder(path: Path_, names: Iterable[str] | None = None) -> dict[str, An
             if name not in entries:
                 held = ", ".join(entries) or "nothing"
                 raise CorruptError(f"{folder} holds no {name}, it holds {held}; is it the right kind of folder?")
-        chosen = entries if wanted is None else wanted
+        chosen = entries if wanted is None else [*wanted, *(name for name in welcome if name in entries)]
         paths = {name: folder / name for name in chosen}
         return {n: codec.decode(p, manifest.read_bytes(p, entries[n]["sha256"])) for n, p in paths.items()}
 

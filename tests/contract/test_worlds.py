@@ -64,6 +64,7 @@ WORLDS: dict[str, Callable[[str], WorldModel]] = {
     "rssm patch": lambda seen: world(seen),
     "rssm paper": lambda seen: world(seen, vision="paper", norm="rms"),
     "rssm bfloat16": lambda seen: world(seen, precision=torch.bfloat16),
+    "rssm tempered": lambda seen: world(seen).tempered(1.5),
     "drift": Drift,
 }
 CASES = [(name, seen) for name in WORLDS for seen in ("image", "vector", "both", "two images")]

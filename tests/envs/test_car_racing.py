@@ -1,9 +1,10 @@
-"""Our CarRacing against gymnasium's: everything bit for bit."""
+"""Our CarRacing against gymnasium's: everything bit for bit, painted by pygame and, where it is built, the C module."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+import sys
 import warnings
 
 import gymnasium as gym
@@ -16,11 +17,25 @@ pytest.importorskip("Box2D")
 
 import pygame
 
-from worldmodel.envs import car_racing
+from worldmodel.envs import car_racing, car_renderer
+from worldmodel.envs.car_canvas import NativeCanvas, PygameCanvas, native
 from worldmodel.envs.car_shapes import Camera
 from worldmodel.envs.pursuit import pursuit
 
 IDLE = np.zeros(3, np.float32)
+
+
+@pytest.fixture(autouse=True)
+def both_canvases(monkeypatch):
+    """Whatever the C module paints in these tests, pygame paints too: both pictures must be the same."""
+    paint, pygame_canvas = NativeCanvas.paint, PygameCanvas()
+
+    def paint_twice(self, scene, below):
+        picture = paint(self, scene, below)
+        np.testing.assert_array_equal(picture, pygame_canvas.paint(scene, below))
+        return picture
+
+    monkeypatch.setattr(NativeCanvas, "paint", paint_twice)
 
 
 def pair(**kwargs) -> tuple[gym.Env, gym.Env]:
@@ -46,7 +61,44 @@ def step_same(stock: gym.Env, ours: gym.Env, action) -> tuple:
 def test_the_fast_renderer_is_on():
     """Everything below would pass with stock's renderer too."""
     assert car_racing.difference_from_stock() is None
-    assert gym.make("worldmodel/CarRacing-v3").unwrapped._renderer is not None
+    renderer = gym.make("worldmodel/CarRacing-v3").unwrapped._renderer
+    assert isinstance(renderer._canvas, PygameCanvas if native() is None else NativeCanvas)
+
+
+def test_without_the_c_module_pygame_draws_the_same_and_nobody_is_warned(monkeypatch):
+    monkeypatch.setitem(sys.modules, "worldmodel.envs._raster", None)  # importing it fails
+    native.cache_clear()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            stock, ours = pair()
+        assert isinstance(ours.unwrapped._renderer._canvas, PygameCanvas)
+        reset_same(stock, ours, 0)
+        for t in range(60):
+            step_same(stock, ours, np.array([np.sin(t / 5), 0.8, 0], np.float32))
+    finally:
+        native.cache_clear()
+
+
+@pytest.mark.parametrize("place", [(1000.0, 40.0), (-20000.0, 3000.0), (2e5, -1e6)])
+def test_far_outside_the_field(place):
+    """Beyond +-16383 pixels the C module leaves the picture to pygame."""
+    stock, ours = pair()
+    reset_same(stock, ours, 0)
+    pictures = []
+    for env in (stock.unwrapped, ours.unwrapped):
+        env.car.hull.position, env.t = place, 2.0
+        pictures.append(env._render("state_pixels"))
+    np.testing.assert_array_equal(pictures[1], pictures[0])
+
+
+def test_a_car_with_a_triangle(monkeypatch):
+    """pygame fills triangles in another way, which the C module does not know."""
+    monkeypatch.setattr(car_renderer.dynamics, "HULL_POLY1", [(-60, 130), (60, 130), (0, 90)])
+    stock, ours = pair()
+    reset_same(stock, ours, 0)
+    for _ in range(3):
+        step_same(stock, ours, np.array([0.3, 1, 0], np.float32))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])

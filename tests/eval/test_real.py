@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing as mp
 import random
 
 import gymnasium as gym
@@ -150,6 +151,47 @@ def test_everything_is_given_back_when_the_progress_callback_fails():
     assert caught.tb is not None
     assert torch.equal(torch.get_rng_state(), before)
     assert Counted.open_now == 0
+
+
+def test_stop_gives_the_evaluation_up_within_a_step():
+    Counted.open_now, asked = 0, []
+    agent, before = beacon_agent(), torch.get_rng_state()
+
+    def stop() -> bool:
+        asked.append(Counted.open_now)
+        return len(asked) == 9
+
+    assert evaluate(agent, range(20, 25), env_id="Counted-v0", stop=stop) is None
+    assert asked == [1, 2, 3, 4, 5, 5, 5, 5, 5], "after each of five resets, then after every step"
+    assert Counted.open_now == 0 and torch.equal(torch.get_rng_state(), before)
+    whole = evaluate(agent, range(20, 25), stop=lambda: False)
+    assert whole.returns.tolist() == evaluate(agent, range(20, 25)).returns.tolist()
+
+
+def test_stop_is_asked_after_the_resets_between_episodes():
+    """A reset may take longer than a hundred steps."""
+
+    class Marked(Beacon):
+        resets = 0
+
+        def reset(self, **kwargs):
+            Marked.resets += 1
+            return super().reset(**kwargs)
+
+    gym.register("Marked-v0", Marked)
+    try:
+        seen = []
+        evaluate(steady_agent(), [1, *range(20, 50)], env_id="Marked-v0", stop=lambda: bool(seen.append(Marked.resets)))
+    finally:
+        del gym.registry["Marked-v0"]
+    assert seen[0] == 1 and Marked.resets == 31 and set(np.diff(seen)) == {0, 1}
+
+
+def test_stop_ends_workers(tmp_path):
+    fake = beacon_agent()
+    build(fake.config, fake.spaces, torch.float32).save(tmp_path / "agent", {})
+    assert evaluate(tmp_path / "agent", range(20, 27), workers=2, stop=lambda: True) is None
+    assert not mp.active_children()
 
 
 def test_environments_are_closed():

@@ -1,8 +1,30 @@
-"""Makes the helpers beside the tests importable."""
+"""What the tests of training share; makes the helpers beside them importable."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import pytest
+
+from worldmodel.train import loop, shards
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time is spent on measuring the pace; tests/train/test_schedule.py does that."""
+    monkeypatch.setattr(loop, "measure", lambda *_: (0.01, 0.001))
+
+
+@pytest.fixture
+def every_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics of every update are logged."""
+    monkeypatch.setattr(loop, "LOG_SECONDS", -1.0)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even the steps of a tiny run fill several files."""
+    monkeypatch.setattr(shards, "STEPS", 20)

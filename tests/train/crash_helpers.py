@@ -86,8 +86,10 @@ def train_as_witness(config: Config, out: Path, witness: Path) -> int:
     """Trains; a line of `witness` tells of every moment: `begun N` updates, `saved N`."""
     from run_helpers import Told
 
+    from worldmodel.train import shards
     from worldmodel.train.loop import Run
 
+    shards.STEPS = 20  # this process ends with the run
     file = os.open(witness, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     class Witness(Run):

@@ -103,11 +103,12 @@ def content(run: Run) -> dict[str, Any]:
         "learner": {name: digest(value) for name, value in run.dreamer.tensors().items()},
         "streams": streams(run),
         "replay": {name: digest(values) for name, values in rows.items()}
-        | {"total": replay.total, "first": replay.first, "next_online": replay.next_online},
+        | {"total": replay.total, "oldest": replay.total - len(replay), "next_online": replay.next_online},
         "episode": collector.state_dict() | pending | {k: digest(v) for k, v in collector.tensors().items()},
         "counters": {
             "updates": run.dreamer.updates, "average": run.dreamer.average.updates, "prefilled": run.prefilled,
-            "recent": run.recent, "best": run.best, "shards": run.shards.written, "done": run.done(),
+            "recent": run.recent, "best": run.best, "shards": [shard["stop"] for shard in run.shards.written],
+            "done": run.done(),
         },
     }  # fmt: skip
 
@@ -148,3 +149,14 @@ class Gambler(Corridor):
 
 
 gym.register("test/Gambler-v0", Gambler)
+
+
+class Treadmill(Corridor):
+    """Nobody ever arrives, and no time runs out."""
+
+    def step(self, action: Any) -> Any:
+        obs, reward, _, _, info = super().step(action)
+        return obs, reward, False, False, info
+
+
+gym.register("test/Treadmill-v0", Treadmill)

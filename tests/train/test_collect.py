@@ -240,7 +240,7 @@ def test_restore_drives_the_running_episode_again() -> None:
     state, tensors = made.state_dict(), {k: v.clone() for k, v in made.tensors().items()}
     other, _ = collector(make(tiny(CORRIDOR).env).unwrapped)
     other.replay.restore(0, made.replay.rows(0, made.replay.total))
-    assert other.restore(state, tensors)
+    assert other.restore(state, tensors) is None
     assert other.state_dict() == state and other.env.unwrapped.place == made.env.unwrapped.place
     np.testing.assert_array_equal(other.obs["image"], made.obs["image"])
     assert other.arrival == made.arrival

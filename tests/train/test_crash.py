@@ -21,7 +21,7 @@ from run_helpers import CORRIDOR, Told, content, digest, flip, metrics, opened, 
 from worldmodel import storage
 from worldmodel.cli import main
 from worldmodel.errors import StorageError
-from worldmodel.train import loop
+from worldmodel.train import loop, shards
 from worldmodel.train.checkpoint import Checkpoints
 
 FLAGS = [
@@ -139,8 +139,8 @@ def test_asked_to_save_it_saves_and_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    """Two checkpoints, after 6 and after 12 updates, and several episodes."""
+def run_folder(tmp_path: Path, small_shards: None) -> Path:
+    """Two checkpoints, after 6 and after 12 updates, and several shards."""
     for updates in (6, 12):
         train(tiny(updates=updates), tmp_path)
     assert len(Checkpoints(tmp_path).steps()) == 2 and len(list((tmp_path / "replay").iterdir())) > 2
@@ -180,21 +180,35 @@ def test_every_checkpoint_damaged_is_exit_4(run_folder: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
 @pytest.mark.parametrize("which", [0, 1, -1], ids=["first", "second", "last"])
-def test_damaged_episode_is_forgotten_loudly(run_folder: Path, which: int, damage: Callable[[Path], None]) -> None:
+def test_damaged_shard_is_forgotten_loudly(run_folder: Path, which: int, damage: Callable[[Path], None]) -> None:
     _, files = Checkpoints(run_folder).latest()
-    shards = files["run.json"]["shards"]
-    damage(run_folder / "replay" / shards[which]["file"])
+    written = files["run.json"]["shards"]
+    damage(run_folder / "replay" / written[which]["file"])
     told = Told()
     with opened(tiny(updates=20), run_folder, told) as run:
         oldest = run.replay.total - len(run.replay)
-        assert oldest == shards[which]["stop"], "what lies before it goes too: memory has no holes"
-        assert len(told.warnings) == 1 and shards[which]["file"] in told.warnings[0]
+        assert oldest == written[which]["stop"], "what lies before it goes too: memory has no holes"
+        assert len(told.warnings) == 1 and written[which]["file"] in told.warnings[0]
         assert f"before step {oldest} is forgotten" in told.warnings[0]
         run.train()
         assert run.dreamer.updates == 20
     told = Told()
     with opened(tiny(updates=20), run_folder, told) as run:
         assert told.warnings == [] and run.replay.total - len(run.replay) == oldest, "saved again, it is whole"
+
+
+def test_damaged_shard_of_the_running_episode_cuts_it_off(tmp_path: Path, small_shards: None) -> None:
+    config = tiny("test/Treadmill-v0", updates=12)
+    train(config, tmp_path)
+    first, total = (tmp_path / "replay" / "steps-000000000-000000020.safetensors"), Checkpoints(tmp_path).steps()[-1]
+    flip(first)
+    told = Told()
+    with opened(dataclasses.replace(config, updates=20), tmp_path, told) as run:
+        assert first.name in told.warnings[0] and told.warnings[1:] == [
+            f"only the last {total - 20} of the running episode's {total} steps are remembered, so it cannot be driven "
+            "again: it was cut off, a new one begins"
+        ]
+        assert run.train()["updates"] == 20
 
 
 def test_damaged_configuration_of_the_run_is_exit_4(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,13 +254,16 @@ def test_checkpoint_of_another_run_is_refused(run_folder: Path, tmp_path_factory
         assert told.warnings and all("expected sha256" in text for text in told.warnings)
 
 
-def test_bug_all_memories_damaged_at_the_start_of_an_episode_was_a_traceback(tmp_path: Path) -> None:
+def test_bug_all_memories_damaged_at_the_start_of_an_episode_was_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Then not a single step is left: neither of the episodes before nor of the running one."""
     with opened(tiny(updates=60), tmp_path) as run:
         while run.dreamer.updates < 8 or run.collector.length:
             run._advance()
             if run.collector.finished:
                 run._episode_ended()
+        monkeypatch.setattr(shards, "STEPS", run.replay.total)  # a shard ends here, too
         run._save()
         last, updates = run.shards.written[-1]["file"], run.dreamer.updates + 2
     flip(tmp_path / "replay" / last)

@@ -11,18 +11,19 @@ import pytest
 import torch
 from run_helpers import tiny
 
-from worldmodel.config import Config, ReplayConfig
+from worldmodel.config import Config, EnvConfig, ReplayConfig
 from worldmodel.envs import Spaces, make
 from worldmodel.errors import UsageError
 from worldmodel.train import schedule
 from worldmodel.train.schedule import fast_precision, find_device, measure, plan, random_batch
 
-CONFIG = Config(prefill=1000, pretrain=100, train_every=4.0, minutes=0.0, replay=ReplayConfig(batch=32, length=16))
+REPLAY = ReplayConfig(batch=32, length=16)
+CONFIG = Config(prefill=1000, pretrain=100, train_every=4.0, minutes=0.0, eval_minutes=0.0, replay=REPLAY)
 """Before the policy acts: 1000 steps of 0.01 s and 100 updates of 0.5 s = 60 s. After that 0.54 s an update."""
 
 
 def planned(**budgets: Any) -> schedule.Plan:
-    return plan(dataclasses.replace(CONFIG, **budgets), 0.5, 0.01, 20_000)
+    return plan(dataclasses.replace(CONFIG, **budgets), 0.5, 0.01, 20_000, 250)
 
 
 def test_minutes_by_hand() -> None:
@@ -65,7 +66,60 @@ def test_bug_budgets_that_end_early_were_planned_as_if_they_did_not() -> None:
 
 def test_memory_is_capped() -> None:
     config = dataclasses.replace(CONFIG, updates=10**6, replay=ReplayConfig(gigabytes=2.0))
-    assert plan(config, 0.5, 0.01, 20_000).replay_gigabytes == 2.0
+    assert plan(config, 0.5, 0.01, 20_000, 250).replay_gigabytes == 2.0
+
+
+# -- evaluations ------------------------------------------------------------------------------------------------------
+
+
+def test_bug_the_plan_left_out_the_time_of_evaluations() -> None:
+    """10 episodes of 250 steps of 0.01 s = 25 s, every 120 s: 4 of them and 500 s of training are in 10 minutes, 440
+    of these after the first 60. The last evaluation comes after that."""
+    made = planned(minutes=10.0, eval_minutes=2.0, eval_episodes=10)
+    assert (made.evaluations, made.evaluation_seconds) == (5, pytest.approx(25.0))
+    assert made.updates == int(100 + 440 / 0.54) == 914 and made.steps == 1000 + 814 * 4
+    assert made.minutes == pytest.approx(10 + 25 / 60, abs=0.01)
+    made = planned(updates=600, eval_minutes=2.0, eval_episodes=10)  # 330 s, judged after 120, 240 and at the end
+    assert (made.updates, made.evaluations) == (600, 3) and made.minutes == pytest.approx((330 + 75) / 60)
+    assert "600 updates of 0.50 s; 3 evaluations of up to 25 s; each step is replayed" in str(made)
+    assert "evaluations" not in str(planned(updates=600))
+
+
+def test_a_run_shorter_than_the_pause_is_judged_once_and_one_that_learns_nothing_never() -> None:
+    made = planned(minutes=10.0, eval_minutes=30.0)
+    assert (made.evaluations, made.updates) == (1, 1100) and made.minutes == pytest.approx(10 + 25 / 60)
+    assert planned(frames=400, eval_minutes=2.0).evaluations == 0
+
+
+def lived(config: Config, update: float, step: float, judging: float) -> tuple[int, int, int]:
+    """(updates, steps, evaluations) of a run, second by second as `Run.train` spends them."""
+    now, judged, updates, steps, evaluations, last = 0.0, 0.0, 0, 0, 0, 0
+    while now < config.minutes * 60 and (not config.updates or updates < config.updates):
+        if steps < config.prefill or updates >= config.pretrain + (steps - config.prefill) / config.train_every:
+            steps, now = steps + 1, now + step
+        else:
+            updates, now = updates + 1, now + update
+        if updates and 0 < config.eval_minutes < (now - judged) / 60:
+            evaluations, now = evaluations + 1, now + judging
+            judged, last = now, updates
+    return updates, steps, evaluations + (last < updates)
+
+
+@pytest.mark.parametrize("eval_minutes", [1.5, 2.0, 5.0, 20.0])
+@pytest.mark.parametrize("budget", [{"minutes": 11.0}, {"minutes": 14.3}, {"minutes": 60.0, "updates": 900}])
+def test_plans_against_a_run_lived_second_by_second(budget: dict[str, Any], eval_minutes: float) -> None:
+    config = dataclasses.replace(CONFIG, eval_minutes=eval_minutes, **budget)
+    updates, steps, evaluations = lived(config, 0.5, 0.01, 25.0)
+    made = plan(config, 0.5, 0.01, 20_000, 250)
+    assert made.evaluations == evaluations
+    late = 1 + evaluations  # updates: an evaluation waits for the one that is under way
+    assert made.updates == pytest.approx(updates, abs=late) and made.steps == pytest.approx(steps, abs=4 * late)
+
+
+def test_the_longest_episode_is_the_time_limit() -> None:
+    for name, repeat, steps in (("CartPole-v1", 1, 500), ("CartPole-v1", 3, 167), ("worldmodel/Corridor-v0", 4, 250)):
+        env = make(EnvConfig(id=name, action_repeat=repeat, image_size=0))
+        assert schedule.longest_episode(env, repeat) == steps, name
 
 
 def test_a_plan_reads_well() -> None:

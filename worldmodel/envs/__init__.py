@@ -1,6 +1,7 @@
 """Real environments, brought into the one form that the agent knows.
 
-Importing this registers `worldmodel/CarRacing-v3` and the toy worlds with gymnasium; nothing heavier is imported.
+Importing this registers `worldmodel/CarRacing-v3`, the toy worlds and the dream, `worldmodel/Dream-v0`, with
+gymnasium; nothing heavier is imported.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ gym.register("worldmodel/CarRacing-v3", "worldmodel.envs.car_racing:CarRacing", 
              max_episode_steps=1000)  # fmt: skip
 gym.register("worldmodel/Corridor-v0", "worldmodel.envs.toy:Corridor")
 gym.register("worldmodel/Echo-v0", "worldmodel.envs.toy:Echo")
+gym.register("worldmodel/Dream-v0", "worldmodel.envs.dream:DreamEnv",
+             vector_entry_point="worldmodel.envs.dream_vector:DreamVectorEnv")  # fmt: skip
 
 
 def make(config: EnvConfig, **kwargs: Any) -> gym.Env:

@@ -64,38 +64,51 @@ class CarShapes:
         self.car = car
         vertices: list[tuple[float, float]] = []
         owner: list[int] = []
-        self._parts: list[tuple[slice, tuple[int, ...], int]] = []  # vertices, color, wheel if a mark or -1
+        counts: list[int] = []
+        colors: list[tuple[int, ...]] = []
+        self._marks: list[tuple[int, slice, dynamics.Box2D.b2Body]] = []  # shape, its vertices, its wheel
         mark = dynamics.WHEEL_W * dynamics.SIZE
         for i, body in enumerate(car.drawlist):
             color = tuple(int(c * 255) for c in body.color)
             for fixture in body.fixtures:
-                shapes = [(list(fixture.shape.vertices), color, -1)]
+                shapes = [(list(fixture.shape.vertices), color)]
                 if "phase" in body.__dict__:
-                    shapes.append(([(-mark, 0.0), (mark, 0.0), (mark, 0.0), (-mark, 0.0)], dynamics.WHEEL_WHITE, i))
-                for shape, shade, wheel in shapes:
-                    self._parts.append((slice(len(vertices), len(vertices) + len(shape)), shade, wheel))
+                    shapes.append(([(-mark, 0.0), (mark, 0.0), (mark, 0.0), (-mark, 0.0)], dynamics.WHEEL_WHITE))
+                    start = len(vertices) + len(shapes[0][0])
+                    self._marks.append((len(counts) + 1, slice(start, start + 4), body))
+                for shape, shade in shapes:
                     vertices += shape
                     owner += [i] * len(shape)
+                    counts.append(len(shape))
+                    colors.append(shade)
         self._vertices = np.ascontiguousarray(np.array(vertices, np.float32).T)  # (2, N)
         self._owner = np.array(owner)
+        self._counts, self._colors = np.array(counts, np.int32), np.array(colors, np.uint8)
 
-    def polygons(self, camera: Camera) -> list[tuple[list, tuple[int, ...]]]:
-        """(points in pixels, color) of all that is drawn. Bodies move in Box2D's float32, the camera in float64."""
-        shown = []
-        for part, color, wheel in self._parts:
-            if wheel >= 0:
-                mark = wheel_mark(self.car.drawlist[wheel].phase)
-                if mark is None:
-                    continue
+    def polygons(self, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of all that is drawn: points in pixels (P, 2) int32, how many a shape has (M,) int32, colours (M, 3) uint8.
+
+        Bodies move in Box2D's float32, the camera in float64; pygame truncates.
+        """
+        hidden = []
+        for shape, part, wheel in self._marks:
+            mark = wheel_mark(wheel.phase)
+            if mark is None:
+                hidden.append(shape)
+            else:
                 self._vertices[1, part] = mark[0], mark[0], mark[1], mark[1]
-            shown.append((part, color))
         poses = []
         for body in self.car.drawlist:
-            q, p = body.transform.q, body.transform.position
+            pose = body.transform
+            q, p = pose.q, pose.position
             poses.append((q.c, q.s, p.x, p.y))
         moved = move(np.array(poses, np.float32).T[:, self._owner], self._vertices)
-        points = camera(moved.astype(np.float64)).T.tolist()
-        return [(points[part], color) for part, color in shown]
+        points = np.ascontiguousarray(camera(moved.astype(np.float64)).T, np.int32)
+        if not hidden:
+            return points, self._counts, self._colors
+        shown = np.ones(len(self._counts), bool)
+        shown[hidden] = False
+        return points[shown.repeat(self._counts)], self._counts[shown], self._colors[shown]
 
 
 def move(pose: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -92,7 +92,8 @@ class Slot:
 def play(
     agent: Agent, make_env: Callable[[], gym.Env], seeds: Sequence[int], *, sample: bool, rows: int
 ) -> Iterator[Episode | None]:
-    """Drives every seed's episode to its end; yields each Episode when it ends, and None after every step of the batch.
+    """Drives every seed's episode to its end; yields each Episode when it ends, and None after every step of the batch
+    and every first reset: whoever listens can stop before the next one.
 
     The agent must have been started with `rows` rows. A slot takes the next seed when its episode has ended and idles
     (its row is computed and ignored) when none is left: the batch keeps its size, so that an episode is computed in the
@@ -108,6 +109,7 @@ def play(
         for row in range(min(rows, len(waiting))):
             slots.append(Slot(make_env()))
             _begin(slots[row], row, waiting.pop(), batch, generators, rows)
+            yield None
         while any(slot.seed is not None for slot in slots):
             actions = _act(agent, slots, batch, is_first, sample, generators)
             is_first[:] = False

@@ -112,8 +112,9 @@ def evaluate(
     workers: int = 1,
     env_id: str | None = None,
     progress: Progress | None = None,
-) -> Evaluation:
-    """Drives one whole real episode for every seed and returns all of them.
+    stop: Callable[[], bool] | None = None,
+) -> Evaluation | None:
+    """Drives one whole real episode for every seed and returns all of them; None when `stop` gave it up.
 
     Args:
         agent: an agent, or the path of one (whatever `worldmodel.load` takes). An agent in memory is driven in this
@@ -124,6 +125,7 @@ def evaluate(
             (beyond the last bits of sums, should the mathematics library add up differently with other threads).
         env_id: judge on this environment in place of the agent's own, such as the stock `CarRacing-v3`.
         progress: called after every episode, in the order in which they end.
+        stop: asked after every step of the batch (of workers: once a second); True abandons the evaluation.
 
     Raises UsageError for a bad list of seeds or an unknown environment, NumericalError for a reward that is not finite,
     WorldModelError naming the seeds when the environment, the agent or a worker fails.
@@ -143,7 +145,9 @@ def evaluate(
         news = stream(job, [seeds[i::workers] for i in range(workers)])
     else:
         news = drive(pilot, config, seeds, sample, rows)
-    episodes = _gather(news, len(seeds), progress)
+    episodes = _gather(news, len(seeds), progress, stop)
+    if len(episodes) < len(seeds):
+        return None
     return Evaluation(
         episodes=tuple(episodes[seed] for seed in seeds), mode="sample" if sample else "mode", env_id=config.id,
         agent_version=pilot.version, workers=workers, wall_seconds=time.perf_counter() - began,
@@ -183,7 +187,10 @@ def drive_share(
     return drive(load(path), config, seeds, sample, rows)
 
 
-def _gather(news: Iterator[Episode | None], total: int, progress: Progress | None) -> dict[int, Episode]:
+def _gather(
+    news: Iterator[Episode | None], total: int, progress: Progress | None, stop: Callable[[], bool] | None
+) -> dict[int, Episode]:
+    """Episodes by seed; fewer than `total` when `stop` gave them up."""
     episodes: dict[int, Episode] = {}
     with contextlib.closing(news):  # whatever happens, workers and borrowed randomness are let go at once
         for episode in news:
@@ -191,6 +198,8 @@ def _gather(news: Iterator[Episode | None], total: int, progress: Progress | Non
                 episodes[episode.seed] = episode
                 if progress is not None:
                     progress(len(episodes), total, episode)
+            if stop is not None and len(episodes) < total and stop():
+                break
     return episodes
 
 

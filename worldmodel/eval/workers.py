@@ -27,7 +27,8 @@ class RemoteError(Exception):
 
 
 def stream(job: Job, shares: Sequence[Sequence[int]], patience: float = PATIENCE) -> Iterator[Any]:
-    """Runs `job` (picklable) on every share in a spawned process of its own, and yields their messages as they come.
+    """Runs `job` (picklable) on every share in a spawned process of its own, and yields their messages as they come,
+    and None at least once a second.
 
     Raises WorldModelError, naming the seeds that were not finished, when a worker raises (its traceback is the cause),
     dies, or says nothing for `patience` seconds; the other workers are stopped. Never waits for a dead process.
@@ -46,6 +47,7 @@ def stream(job: Job, shares: Sequence[Sequence[int]], patience: float = PATIENCE
                     worker.finish()
                 elif message is not None:
                     yield message
+            yield None
     finally:
         for worker in team:
             worker.stop()

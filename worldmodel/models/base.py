@@ -54,6 +54,8 @@ class Batch:
     """(T, B, A) taken at each step; one-hot where actions are discrete"""
     reward: Tensor
     """(T, B) received on arriving at each step"""
+    earned: Tensor
+    """(T, B) return of the episode so far, `reward` of the step included"""
     is_first: Tensor
     """(T, B) bool"""
     is_terminal: Tensor
@@ -69,7 +71,14 @@ class Batch:
 
 
 class WorldModel(nn.Module):
-    """Answers "what happens next?". State is one float tensor (B, S), opaque to everyone but its world."""
+    """Answers "what happens next?". State is one float tensor (B, S), opaque to everyone but its world.
+
+    A world that knows how unsure it is offers `disagreement(state (B, S), action (B, A)) -> (B,)`, at least 0, beside
+    the methods below; a world whose `advance` takes a third argument `temperature` can be `tempered`.
+    """
+
+    feature_bound: float | None = None
+    """No feature of any state lies beyond [-feature_bound, feature_bound]; None: nothing is promised."""
 
     def initial(self, batch: int) -> Tensor:
         """(batch, S): the state before anything was seen."""
@@ -96,6 +105,12 @@ class WorldModel(nn.Module):
     def advance(self, state: Tensor, action: Tensor) -> Tensor:
         """The state (B, S) that `imagine` returns."""
         raise NotImplementedError
+
+    def tempered(self, temperature: float) -> WorldModel:
+        """This world, its dreams sampled at `temperature`. Raises UsageError where that is impossible."""
+        from worldmodel.models.wrappers import Temperature
+
+        return Temperature(self, temperature)
 
     def outcome(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """(reward (...), cont (...)) on arriving at `state` (..., S)."""

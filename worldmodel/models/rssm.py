@@ -37,6 +37,8 @@ class RSSM(WorldModel):
         precision: dtype of matrix multiplications; norm statistics, logits and losses stay float32.
     """
 
+    feature_bound = 1.0  # h mixes its last value with a tanh, z is one-hot
+
     def __init__(
         self,
         observations: dict[str, tuple[int, ...]],
@@ -72,10 +74,10 @@ class RSSM(WorldModel):
             state, action = _masked(state, is_first), _masked(action, is_first)
             return self._posterior(state, self.core.embed_action(action), x)[0]
 
-    def advance(self, state: Tensor, action: Tensor) -> Tensor:
+    def advance(self, state: Tensor, action: Tensor, temperature: float = 1.0) -> Tensor:
         with self._cast(state):
             deter = self.core(*self._split(state), self.core.embed_action(action))
-            stoch = OneHot(self._categoricals(self.prior(deter))).sample()
+            stoch = OneHot(self._categoricals(self.prior(deter))).tempered(temperature).sample()
         return torch.cat([deter, stoch.flatten(1)], -1)
 
     def outcome(self, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,6 +92,14 @@ class RSSM(WorldModel):
         with self._cast(state):
             picture = self.decoder(self.features(state))[next(iter(self.decoder.images))]
         return torch.sigmoid(picture.float()).permute(0, 3, 1, 2)
+
+    def surprise(self, state: Tensor, obs: dict[str, Tensor]) -> Tensor:
+        """KL(posterior || prior) (B,) in nats, raw, at the recurrent part of `state` (B, S): by how much seeing `obs`
+        there, name -> (B, ...), would change what is expected."""
+        with self._cast(state):
+            deter = self._split(state)[0]
+            seen = self._categoricals(self.post_out(self.post_deter(deter) + self.post_obs(self.encoder(obs))))
+            return categorical_kl(seen, self._categoricals(self.prior(deter)))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         c, (steps, width) = self.config, batch.is_first.shape

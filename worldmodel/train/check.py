@@ -17,7 +17,7 @@ INTERVALS = {
     "[3, inf)": "world.bins policy.bins",
     "(0, inf)": "train_every policy.min_std policy.max_std optim.world_lr optim.policy_lr optim.agc optim.eps "
     "replay.gigabytes",
-    "[0, 1]": "policy.lam policy.slow_rate policy.scale_rate",
+    "[0, 1]": "policy.lam policy.slow_rate policy.scale_rate optim.decay optim.final",
     "[0, 1)": "world.unimix policy.unimix optim.beta1 optim.beta2 optim.average",
     "(0, 1]": "world.decode_share",
     "(0, 1)": "policy.discount",

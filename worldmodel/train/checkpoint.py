@@ -18,7 +18,8 @@ from worldmodel.train.random_state import rng_state, set_rng_state
 __all__ = ["RUNTIME_KEYS", "Checkpoints", "Interrupt", "check_resume", "rng_state", "set_rng_state"]
 
 RUNTIME_KEYS = frozenset({"minutes", "frames", "updates", "device", "save_minutes", "eval_minutes", "eval_episodes"})
-"""What may change between the sessions of one run: budgets, pace and place, nothing that shapes what is learnt."""
+"""What may change between the sessions of one run: budgets, pace and place, nothing that shapes what is learnt (but for
+a budget with `optim.decay`)."""
 
 _STEP = re.compile(r"step-(\d{9,})(?:\.old-\d+)?")  # .old: the crash window while a step is saved a second time
 

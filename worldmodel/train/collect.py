@@ -46,7 +46,6 @@ class Collector:
         obs, reward, terminated, truncated, info = self.env.step(action)
         if not np.isfinite(reward):
             raise NumericalError(f"the environment paid {reward} at step {self.length} of episode seed {self.seed}")
-        self.actions.append(action)
         self._arrive(obs, float(reward), False, bool(terminated))
         self.frames += info["frames"]
         self.returned += float(reward)
@@ -64,7 +63,6 @@ class Collector:
     def _begin(self) -> None:
         obs, _ = self.env.reset(seed=self.seed)
         self.start = self.replay.total
-        self.actions: list[Any] = []
         self.returned, self.length = 0.0, 0
         self._arrive(obs, 0.0, True, False)
         self.agent.start(1)
@@ -96,10 +94,9 @@ class Collector:
         return action
 
     def state_dict(self) -> dict[str, Any]:
-        """The running episode as seed and actions, in JSON types; tensors are in `tensors`."""
+        """The running episode as its seed, in JSON types; its actions are in the replay, tensors in `tensors`."""
         return {
             "episode": self.episode, "frames": self.frames, "start": self.start,
-            "actions": [np.asarray(action).tolist() for action in self.actions],
             "returned": self.returned, "length": self.length, "explore": self.explore.state_dict(),
         }  # fmt: skip
 
@@ -107,33 +104,37 @@ class Collector:
         """The agent's filtered state and last action."""
         return {"state": self.agent.state, "action": self.agent.action}
 
-    def restore(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> bool:
+    def restore(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str | None:
         """The inverse of both, once the replay is back: the running episode is driven again, action by action.
 
-        Returns False when the environment did not repeat itself: the episode was then cut off, and a new one begun.
+        Returns None, or why that is impossible: the episode was then cut off, and a new one begun.
         """
         self.episode, self.frames = values["episode"], values["frames"]
         self._begin()
         self.start = values["start"]
-        dtype = np.int64 if self.replay.spaces.discrete else np.float32
-        lived = self.replay.rows(self.start, self.replay.total)
-        same = len(lived["reward"]) == len(values["actions"]) <= len(self.replay)
-        for t, action in enumerate(values["actions"] if same else []):
-            same = bool(np.float32(self.arrival["reward"]) == lived["reward"][t])
-            same &= all(np.array_equal(value, lived[f"obs.{name}"][t]) for name, value in self.obs.items())
-            if not same:
-                break
-            self.actions.append(dtype(action) if dtype is np.int64 else np.array(action, dtype))
-            obs, reward, terminated, truncated, _ = self.env.step(self.actions[-1])
-            self._arrive(obs, float(reward), False, bool(terminated))
-            if terminated or truncated:  # it went on when it was lived
-                same = False
-                break
+        obstacle = self._drive_again()
         self.returned, self.length = values["returned"], values["length"]
         self.explore.load_state_dict(values["explore"])
-        if same:
+        if obstacle is None:
             self.agent.state, self.agent.action = tensors["state"].clone(), tensors["action"].clone()
         else:
             self.episode += 1
             self._begin()
-        return same
+        return obstacle
+
+    def _drive_again(self) -> str | None:
+        steps = self.replay.total - self.start
+        if steps > len(self.replay):
+            kept = f"only the last {len(self.replay):,} of the running episode's {steps:,} steps are remembered"
+            return f"{kept}, so it cannot be driven again"
+        lived = self.replay.rows(self.start, self.replay.total)
+        for t, action in enumerate(lived["action"]):
+            same = bool(np.float32(self.arrival["reward"]) == lived["reward"][t])
+            same &= all(np.array_equal(value, lived[f"obs.{name}"][t]) for name, value in self.obs.items())
+            if same:
+                choice = action.argmax() if self.replay.spaces.discrete else action.clip(-1, 1)
+                obs, reward, terminated, truncated, _ = self.env.step(choice)
+                self._arrive(obs, float(reward), False, bool(terminated))
+            if not same or terminated or truncated:  # it went on when it was lived
+                return "the environment did not repeat the running episode"
+        return None

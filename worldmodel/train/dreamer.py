@@ -9,7 +9,6 @@ repeat
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -53,8 +52,10 @@ class Dreamer:
         self.average = Average(modules, o.average)
         self.updates = 0
 
-    def update(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def update(self, batch: Batch, rate: float = 1.0) -> tuple[dict[str, Tensor], Tensor]:
         """One update of world and policy from one batch: (metrics name -> (), posterior states (T, B, S)).
+
+        `rate` multiplies both learning rates.
 
         Raises NumericalError naming the loss or the parameter that is not finite; nothing is changed then.
         """
@@ -65,27 +66,31 @@ class Dreamer:
             _check_finite(metrics)
             loss.backward()
         with self.clock("dream"):
-            scale = copy.deepcopy(policy.scale.state_dict())
+            moving = {name: buffer.clone() for name, buffer in policy.named_buffers()}
             try:
-                metrics |= self._learn_in_dream(self._starts(states, batch.is_terminal))
+                metrics |= self._learn_in_dream(*self._starts(states, batch))
                 _check_finite(metrics)
                 self._check_gradients()
             except NumericalError:
-                policy.scale.load_state_dict(scale)  # it has moved already; everything else has not
+                for name, buffer in policy.named_buffers():  # they have moved already; everything else has not
+                    buffer.copy_(moving[name])
                 raise
-            self.optimizer.step()
+            self.optimizer.step(rate)
             policy.update_slow()
             self.average.update()
         self.updates += 1
-        return metrics, states
+        return metrics | {"optim/rate": torch.tensor(rate)}, states
 
-    def _starts(self, states: Tensor, is_terminal: Tensor) -> Tensor:
-        """Where dreams begin: states (N, S) of the batch, without those where the episode is over."""
-        alive = states[~is_terminal]
-        count = self.config.policy.starts
-        return alive if not count else alive[torch.randperm(len(alive), device=alive.device)[:count]]
+    def _starts(self, states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Where dreams begin: states (N, S) and returns so far (N,) of the steps at which the episode is not over."""
+        alive = ~batch.is_terminal
+        states, earned = states[alive], batch.earned[alive]
+        if count := self.config.policy.starts:
+            chosen = torch.randperm(len(states), device=states.device)[:count]
+            states, earned = states[chosen], earned[chosen]
+        return states, earned
 
-    def _learn_in_dream(self, start: Tensor) -> dict[str, Tensor]:
+    def _learn_in_dream(self, start: Tensor, earned: Tensor) -> dict[str, Tensor]:
         world, policy, c = self.agent.world, self.agent.policy, self.config.policy
         through = c.gradient == "dynamics"
         # One autocast around the whole dream: weights are converted once, not once a step.
@@ -94,7 +99,7 @@ class Dreamer:
             world.requires_grad_(False)  # the actor may learn through the dynamics; the world never learns from it
         with torch.set_grad_enabled(through), cast:
             imagined = dream(world, start, policy.act, c.horizon)
-        loss, metrics = policy.loss(imagined, world.features(imagined.states))
+        loss, metrics = policy.loss(imagined, world.features(imagined.states), earned)
         loss.backward()
         world.requires_grad_(True)
         return metrics

@@ -3,7 +3,7 @@
 RUN/config.json  spaces.json     what it is
 RUN/metrics.jsonl  tensorboard/  how it went
 RUN/checkpoints/                 from which it resumes
-RUN/replay/                      what it lived through, one file an episode
+RUN/replay/                      what it lived through, in files of 1000 steps
 RUN/best/                        the best agent by real return on the selection tracks
 RUN/videos/                      decoded dreams
 """
@@ -19,11 +19,14 @@ import numpy as np
 import torch
 
 from worldmodel import __version__, storage
+from worldmodel.agent import Agent
 from worldmodel.config import TRACKS, Config, from_dict, to_dict
 from worldmodel.envs import Spaces, make
 from worldmodel.envs.explore import RandomActions
 from worldmodel.errors import CorruptError, UsageError
+from worldmodel.eval.randomness import seed_everything
 from worldmodel.eval.real import Evaluation, evaluate
+from worldmodel.optim import decayed
 from worldmodel.replay import Replay
 from worldmodel.train.check import check
 from worldmodel.train.checkpoint import Checkpoints, Interrupt, check_resume, rng_state, set_rng_state
@@ -32,8 +35,9 @@ from worldmodel.train.collect import Collector
 from worldmodel.train.dreamer import Dreamer
 from worldmodel.train.log import Log
 from worldmodel.train.progress import Progress
-from worldmodel.train.schedule import fast_precision, find_device, measure, plan
+from worldmodel.train.schedule import fast_precision, find_device, longest_episode, measure, plan
 from worldmodel.train.shards import Shards
+from worldmodel.train.starts import starts_of
 from worldmodel.train.watch import open_loop_video
 
 LOG_SECONDS = 10.0
@@ -65,7 +69,7 @@ class Run:
     def _build(self) -> None:
         c = self.config
         self.device = find_device(c.device)
-        torch.manual_seed(c.seed)
+        seed_everything(c.seed)
         self.env = make(c.env)
         self.spaces = Spaces.of(self.env)
         self.clock = Clock()
@@ -82,6 +86,8 @@ class Run:
         self.prefilled: int | None = None
         self.seconds = 0.0  # of earlier sessions
         self.best: dict[str, Any] | None = None
+        self.judged: dict[str, Any] = {"minutes": 0.0, "frames": 0, "updates": 0}  # counters at the last evaluation
+        self.interrupt = Interrupt()
         self.recent: list[float] = []
         step, position = self._resume() or (None, None)
         self.log = Log(self.out, step, position, warn=self.progress.warn)
@@ -116,13 +122,13 @@ class Run:
     def train(self) -> dict[str, Any]:
         """Trains until a budget is used up, or a signal asks to stop; saves; returns a summary in JSON types."""
         c = self.config
-        if self.done() >= 1:
+        if self.done() >= 1 and self._concluded():
             self.progress.warn("the budget of this run is used up: raise --minutes, --frames or --updates to go on")
             return self._summary(0)
         with Interrupt() as interrupt:
+            self.interrupt = interrupt
             self._announce()
-            due = {"log": 0.0, "eval": c.eval_minutes * 60, "save": c.save_minutes * 60}
-            last = dict.fromkeys(due, time.perf_counter())
+            last = dict.fromkeys(("log", "save"), time.perf_counter())
             while self.done() < 1 and not interrupt.stop:
                 metrics = self._advance()
                 now = time.perf_counter()
@@ -131,10 +137,9 @@ class Run:
                 if metrics is not None and now - last["log"] > LOG_SECONDS:
                     last["log"] = now
                     self._write_metrics(metrics)
-                if c.eval_minutes and self.dreamer.updates and now - last["eval"] > due["eval"]:
+                if self.dreamer.updates and 0 < c.eval_minutes < self.elapsed / 60 - self.judged["minutes"]:
                     self._judge()
-                    last["eval"] = time.perf_counter()
-                if now - last["save"] > due["save"] or interrupt.save_requested:
+                if now - last["save"] > c.save_minutes * 60 or interrupt.save_requested:
                     self._save()
                     last["save"] = time.perf_counter()
                 self.progress.update(self._status())
@@ -145,7 +150,9 @@ class Run:
             return self._summary(interrupt.exit_code)
 
     def _announce(self) -> None:
-        schedule = plan(self.config, *measure(self.config, self.spaces, self.device), self.replay.step_bytes)
+        c = self.config
+        longest = longest_episode(self.env, c.env.action_repeat)
+        schedule = plan(c, *measure(c, self.spaces, self.device), self.replay.step_bytes, longest)
         self.progress.start(repr(self.dreamer.agent), schedule, self.out)
         if not schedule.updates:
             self.progress.warn(f"nothing will be learnt: --{schedule.limit} ends the run within its --prefill")
@@ -166,14 +173,13 @@ class Run:
             return None
         with self.clock("replay"):
             batch, index = self.replay.sample(c.replay.batch, self.device)
-        metrics, states = self.dreamer.update(batch)
+        metrics, states = self.dreamer.update(batch, decayed(self.done(), c.optim.decay, c.optim.final))
         with self.clock("replay"):
             self.replay.write_back(index, states)
         return metrics
 
     def _episode_ended(self) -> None:
         episode, self.collector.finished = self.collector.finished, None
-        self.shards.add(self.collector.start)
         self.recent = [*self.recent[-9:], episode["return"]]
         self.log.write("episode", self.replay.total, episode | self._counters())
 
@@ -188,30 +194,47 @@ class Run:
         self.log.write("train", self.replay.total, self._counters() | values | split)
 
     def _judge(self) -> None:
-        """The averaged agent in reality, on tracks that neither train nor report; the best one is kept."""
+        """The averaged agent in reality, on tracks that neither train nor report; the best one is kept.
+
+        A signal abandons it, as if it had not begun: the session that goes on with the run makes up for it.
+        """
         c, agent = self.config, self.dreamer.averaged_agent()
         seeds = range(TRACKS["select"], TRACKS["select"] + c.eval_episodes)
         self.progress.judging(len(seeds))
         with self.clock("eval"):
-            result = evaluate(agent, seeds)
+            result = evaluate(agent, seeds, stop=lambda: self.interrupt.stop is not None)
+        if result is None:
+            return
         score = result.summary()["mean"]
         self.log.write("eval", self.replay.total, self._counters() | _brief(result))
         if self.best is None or score >= self.best["score"]:
             self.best = {"score": score} | self._counters()
-            agent.save(self.out / "best", self._card(result))
+            self._keep(agent, result)
         self.progress.judged(score, self.best["score"])
         try:
             with self.clock("eval"):
                 open_loop_video(agent, self.replay, self.collector.start, self.out / "videos", self.log)
         except Exception as error:  # whatever it is, hours of training weigh more than a film of them
             self.progress.warn(f"no film of the dreams this time, training goes on: {error!r}")
+        self.judged = self._counters()
+
+    def _concluded(self) -> bool:
+        """Whether the last evaluation has been made, if there is to be one."""
+        return not self.config.eval_minutes or self.judged["updates"] == self.dreamer.updates
 
     def _conclude(self) -> None:
         """The last evaluation; a run that was never judged leaves its last agent in place of its best."""
-        if self.config.eval_minutes:
+        if not self._concluded():
             self._judge()
         elif self.best is None:
-            self.dreamer.averaged_agent().save(self.out / "best", self._card(None))
+            self._keep(self.dreamer.averaged_agent(), None)
+
+    def _keep(self, agent: Agent, result: Evaluation | None) -> None:
+        """Saves `agent` as the best, with the starts of its dreams."""
+        just_begun = self.collector.start == self.replay.total  # nothing of the running episode is remembered yet
+        with self.clock("eval"):
+            agent.starts = starts_of(agent, self.replay, self.collector.seed - just_begun)
+        agent.save(self.out / "best", self._card(result))
 
     def _card(self, result: Evaluation | None) -> dict[str, Any]:
         return {
@@ -232,24 +255,25 @@ class Run:
         }  # fmt: skip
 
     def _save(self) -> None:
-        """A checkpoint of everything; the episodes themselves are written once, as they end."""
+        """A checkpoint of everything; of the replay only the steps since the last shard, which are written once."""
+        shards = self.shards.write(self.replay)
         counters = {
             "updates": self.dreamer.updates, "prefilled": self.prefilled, "seconds": self.elapsed, "best": self.best,
-            "total": self.replay.total, "next_online": self.replay.next_online, "recent": self.recent,
-            "shards": self.shards.write(self.replay), "collector": self.collector.state_dict(),
+            "judged": self.judged, "total": self.replay.total, "next_online": self.replay.next_online,
+            "recent": self.recent, "shards": shards, "collector": self.collector.state_dict(),
             "config": to_dict(self.config), "log": self.log.sync(),
         }  # fmt: skip
-        running = self.replay.rows(self.collector.start, self.replay.total)
+        rest = self.replay.rows(self.shards.rest(self.replay), self.replay.total)
         self.checkpoints.save(self.replay.total, {
             "run.json": counters, "learner.safetensors": self.dreamer.tensors(),
             "actor.safetensors": self.collector.tensors(),
-            "running.safetensors": {name: torch.from_numpy(rows) for name, rows in running.items()},
+            "running.safetensors": {name: torch.from_numpy(rows) for name, rows in rest.items()},
             "states.npy": self.replay.states(), **rng_state(self.streams),
         })  # fmt: skip
         self._thin_shards()
 
     def _thin_shards(self) -> None:
-        """Removes episodes that no checkpoint needs; nothing, when one cannot say what it needs."""
+        """Removes shards that no checkpoint needs; nothing, when one cannot say what it needs."""
         needed: list[dict[str, Any]] = []
         for step in self.checkpoints.steps():
             try:
@@ -274,15 +298,15 @@ class Run:
             raise UsageError(f"{self.config.env.id} gives {self.spaces} now, but this run began with {began}: "
                              "install what it began with, or begin another --out")  # fmt: skip
         self.shards.load(self.replay, values["shards"], self.progress.warn)
-        running = {name: rows.numpy() for name, rows in files["running.safetensors"].items()}
-        self.replay.restore(values["collector"]["start"], running)
+        rest = {name: rows.numpy() for name, rows in files["running.safetensors"].items()}
+        self.replay.restore(values["total"] - len(rest["reward"]), rest)
         self.replay.restore_states(files["states.npy"])
         self.replay.next_online = values["next_online"]
         self.dreamer.load_tensors(files["learner.safetensors"], values["updates"])
-        if not self.collector.restore(values["collector"], files["actor.safetensors"]):
-            self.progress.warn("the environment did not repeat the running episode: it was cut off, a new one begins")
-            self.shards.add(self.collector.start)
+        if obstacle := self.collector.restore(values["collector"], files["actor.safetensors"]):
+            self.progress.warn(f"{obstacle}: it was cut off, a new one begins")
         self.prefilled, self.seconds, self.recent = values["prefilled"], values["seconds"], values["recent"]
+        self.judged = values.get("judged") or self._counters()  # older checkpoints do not know
         self.best = self._kept_best()
         set_rng_state(files, self.streams)
         self.progress.resumed(path, values["updates"])

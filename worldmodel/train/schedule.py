@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 
+import gymnasium as gym
 import torch
 
 from worldmodel.config import Config
@@ -16,6 +17,9 @@ from worldmodel.models.base import Batch
 from worldmodel.train.clock import Clock
 from worldmodel.train.dreamer import Dreamer
 
+USUAL_LIMIT = 1000
+"""Frames of an episode whose environment names no limit: that of gymnasium's MuJoCo tasks and of CarRacing."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -25,6 +29,9 @@ class Plan:
     step_seconds: float
     """Seconds of one agent step in the real environment."""
     minutes: float
+    """Of everything: acting, learning, and being judged, the last time after the budget is used up."""
+    evaluations: int
+    evaluation_seconds: float
     steps: int
     frames: int
     updates: int
@@ -36,20 +43,28 @@ class Plan:
     def __str__(self) -> str:
         hours = f"{self.minutes / 60:.1f} h" if self.minutes >= 90 else f"{self.minutes:.0f} min"
         time = hours if self.minutes >= 2 else f"{self.minutes * 60:.0f} s"
+        judged = f"{self.evaluations:,} evaluations of up to {self.evaluation_seconds:.0f} s; "
+        replayed = f"each step is replayed {self.replays:.0f} times"
         return (
             f"{time} expected on this machine, ended by --{self.limit}: {self.frames:,} environment frames = "
             f"{self.steps:,} agent steps, {self.updates:,} updates of {self.update_seconds:.2f} s; "
-            f"each step is replayed {self.replays:.0f} times; replay memory {self.replay_gigabytes:.2f} GB"
+            f"{judged if self.evaluations else ''}{replayed}; replay memory {self.replay_gigabytes:.2f} GB"
         )
 
 
-def plan(config: Config, update_seconds: float, step_seconds: float, step_bytes: int) -> Plan:
-    """The schedule that follows from the budgets and the measured pace. Pure arithmetic; at least one budget is set."""
+def plan(config: Config, update_seconds: float, step_seconds: float, step_bytes: int, episode_steps: int) -> Plan:
+    """The schedule that follows from the budgets and the measured pace. Pure arithmetic; at least one budget is set.
+
+    An evaluation is taken to last `eval_episodes` of `episode_steps` agent steps, every `eval_minutes`, and once more
+    at the end; a budget of minutes counts all but the last.
+    """
     repeat = config.env.action_repeat
+    every, judging = config.eval_minutes * 60, config.eval_episodes * episode_steps * step_seconds
+    available = without_evaluations(config.minutes * 60, every, judging)
     pace = update_seconds + config.train_every * step_seconds
     before = config.prefill * step_seconds + config.pretrain * update_seconds  # all before the policy first acts
     updates = {
-        "minutes": config.pretrain + (config.minutes * 60 - before) / pace if config.minutes else float("inf"),
+        "minutes": config.pretrain + (available - before) / pace if config.minutes else float("inf"),
         "frames": config.pretrain + (config.frames / repeat - config.prefill) / config.train_every
         if config.frames
         else float("inf"),
@@ -58,14 +73,30 @@ def plan(config: Config, update_seconds: float, step_seconds: float, step_bytes:
     limit = min(updates, key=lambda name: updates[name])
     count = max(0, int(updates[limit]))
     steps = config.prefill + max(0, count - config.pretrain) * config.train_every
-    steps = int(min(steps, config.frames / repeat or math.inf, config.minutes * 60 / step_seconds or math.inf))
-    minutes = (steps * step_seconds + count * update_seconds) / 60
+    steps = int(min(steps, config.frames / repeat or math.inf, available / step_seconds or math.inf))
+    seconds = steps * step_seconds + count * update_seconds
+    evaluations = int(seconds / every) + 1 if every and count else 0
     return Plan(
-        update_seconds=update_seconds, step_seconds=step_seconds, minutes=minutes, steps=steps,
+        update_seconds=update_seconds, step_seconds=step_seconds, minutes=(seconds + evaluations * judging) / 60,
+        evaluations=evaluations, evaluation_seconds=judging, steps=steps,
         frames=steps * repeat, updates=count, limit=limit,
         replays=count * config.replay.batch * config.replay.length / max(steps, 1),
         replay_gigabytes=min(steps * step_bytes / 1e9, config.replay.gigabytes),
     )  # fmt: skip
+
+
+def without_evaluations(seconds: float, every: float, judging: float) -> float:
+    """What is left of `seconds` when after every `every` seconds `judging` are spent on an evaluation (0: never)."""
+    if not every:
+        return seconds
+    rounds, rest = divmod(seconds, every + judging)
+    return rounds * every + min(rest, every)
+
+
+def longest_episode(env: gym.Env, action_repeat: int) -> int:
+    """Agent steps of an episode that reaches its time limit, or `USUAL_LIMIT` where the environment names none."""
+    spec = env.spec
+    return math.ceil(((spec and spec.max_episode_steps) or USUAL_LIMIT) / action_repeat)
 
 
 def measure(config: Config, spaces: Spaces, device: str, updates: int = 3, steps: int = 25) -> tuple[float, float]:
@@ -128,4 +159,5 @@ def random_batch(config: Config, spaces: Spaces, state_size: int, device: str) -
     flags = torch.zeros(steps, width, dtype=torch.bool, device=device)
     action = torch.zeros(steps, width, spaces.actions, device=device)
     state = torch.zeros(width, state_size, device=device)
-    return Batch(obs, action, torch.zeros(steps, width, device=device), flags, flags, state, action[0])
+    nothing = torch.zeros(steps, width, device=device)
+    return Batch(obs, action, nothing, nothing, flags, flags, state, action[0])

@@ -1,4 +1,7 @@
-"""The replay on disk: one immutable file an episode, written once; checkpoints name them by hash."""
+"""The replay on disk: immutable files of so many steps, wherever episodes end; checkpoints name them by hash.
+
+The steps since the last file are in the checkpoint itself: what it writes does not grow with the length of episodes.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +16,36 @@ from worldmodel import storage
 from worldmodel.errors import CorruptError
 from worldmodel.replay import Replay
 
+STEPS = 1000
+"""Steps of a shard, which ends at a multiple of it: 12 MB of 64 x 64 images."""
+
 
 class Shards:
-    """Episodes of a run in `folder`. A shard is {file, start, stop, sha256}; start and stop are global steps."""
+    """Steps of a run in `folder`. A shard is {file, start, stop, sha256}; start and stop are global steps."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.written: list[dict[str, Any]] = []
-        self.ends: list[int] = []
-        """Where episodes ended that are not on disk yet."""
 
-    def add(self, stop: int) -> None:
-        """An episode ended: its steps come before the global index `stop`."""
-        self.ends.append(stop)
+    def rest(self, replay: Replay) -> int:
+        """The global step from which on the replay is not on disk."""
+        return max(replay.total - len(replay), self.written[-1]["stop"] if self.written else 0)
 
     def write(self, replay: Replay) -> list[dict[str, Any]]:
-        """Writes episodes that ended since the last call; returns all shards that the replay still remembers."""
-        oldest = replay.total - len(replay)
-        start = self.written[-1]["stop"] if self.written else 0
-        for stop in self.ends:
-            start = max(start, oldest)
-            if stop > start:
-                file = f"steps-{start:09d}-{stop:09d}.safetensors"
-                rows = {name: torch.from_numpy(values) for name, values in replay.rows(start, stop).items()}
-                digest = storage.write_file(self.folder / file, rows)
-                self.written.append({"file": file, "start": start, "stop": stop, "sha256": digest})
+        """Writes the shards completed since the last call; returns all that the replay still remembers."""
+        start = self.rest(replay)
+        while (stop := (start // STEPS + 1) * STEPS) <= replay.total:
+            file = f"steps-{start:09d}-{stop:09d}.safetensors"
+            rows = {name: torch.from_numpy(values) for name, values in replay.rows(start, stop).items()}
+            digest = storage.write_file(self.folder / file, rows)
+            self.written.append({"file": file, "start": start, "stop": stop, "sha256": digest})
             start = stop
-        self.ends = []
-        self.written = [shard for shard in self.written if shard["stop"] > oldest]
+        self.written = [shard for shard in self.written if shard["stop"] > replay.total - len(replay)]
         return self.written
 
     def load(self, replay: Replay, shards: list[dict[str, Any]], warn: Callable[[str], None]) -> None:
         """Fills an empty replay. A shard that is missing or damaged costs the memory up to its end, with a warning."""
-        self.written, self.ends = [], []
+        self.written = []
         for shard in shards:
             try:
                 rows = storage.read_file(self.folder / shard["file"], shard["sha256"])
