@@ -15,6 +15,7 @@ from torch import Tensor
 from worldmodel import storage
 from worldmodel.config import Config, from_dict, to_dict
 from worldmodel.envs import Spaces, make, wrap
+from worldmodel.envs.car_score import read_score, thermometer
 from worldmodel.envs.starts import FILE as STARTS
 from worldmodel.envs.starts import Starts
 from worldmodel.envs.wrappers import resize
@@ -88,6 +89,8 @@ class Agent:
         return int(action) if self.spaces.discrete else action
 
     def _canonical(self, obs: Any) -> dict[str, np.ndarray]:
+        if not isinstance(obs, dict) and self.config.env.read_score:
+            obs = {"image": obs, "score": thermometer(read_score(np.asarray(obs)))}
         if not isinstance(obs, dict):
             if len(self.spaces.observations) != 1:
                 raise UsageError(f"this agent needs a dict of {list(self.spaces.observations)}, not {type(obs)}")

@@ -24,6 +24,8 @@ class EnvConfig:
     """Environment frames for which one action is held; rewards are summed, only the last frame is drawn."""
     image_size: int = 64
     """Images are resized (area average) to this many pixels per side; 0 keeps the environment's own size."""
+    read_score: bool = False
+    """CarRacing only: the score is read from its digits in the picture, which resizing blurs, and seen as a vector."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,9 @@ def size(deter: int, **overrides: Any) -> Config:
 
 PRESETS: dict[str, Config] = {
     "carracing": Config(
-        policy=PolicyConfig(discount=0.997, critic_sees_return=True),
+        env=EnvConfig(read_score=True),
+        world=WorldConfig(vector_layers=1),
+        policy=PolicyConfig(discount=0.997),
         optim=OptimConfig(policy_lr=3e-4, decay=0.3),
         eval_minutes=6.0,
         eval_episodes=20,

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
 from worldmodel.config import EnvConfig
+from worldmodel.envs.car_score import ReadScore
 from worldmodel.envs.images import resize
 from worldmodel.errors import UsageError
 
@@ -31,7 +32,8 @@ def wrap(env: gym.Env, config: EnvConfig) -> gym.Env:
         raise UsageError(f"action_repeat must be at least 1, got {config.action_repeat}")
     if config.image_size < 0:
         raise UsageError(f"image_size must be positive, or 0 for the environment's own, got {config.image_size}")
-    return Observations(ActionRepeat(wrap_actions(env), config.action_repeat), config.image_size)
+    env = ActionRepeat(wrap_actions(env), config.action_repeat)
+    return Observations(ReadScore(env) if config.read_score else env, config.image_size)
 
 
 def wrap_actions(env: gym.Env) -> gym.Env:
