@@ -17,7 +17,7 @@ from worldmodel.replay import Replay
 
 SPACES = Spaces({"image": (4, 4, 1), "vector": (2,)}, False, 3)
 STATE = 5
-STEP_BYTES = 16 + 8 + 12 + 4 + 4 + 1 + 1 + 2 * STATE
+STEP_BYTES = 16 + 8 + 12 + 4 + 1 + 1 + 2 * STATE
 EPISODE = 7
 
 
@@ -39,11 +39,6 @@ def fill(made: Replay, count: int) -> Replay:
     return made
 
 
-def return_so_far(i: int) -> int:
-    """The slow truth: the rewards of the episode of step `i`, up to and with its own."""
-    return sum(range(i - i % EPISODE, i + 1))
-
-
 def expect_steps(batch, index: np.ndarray, oldest: int) -> None:
     """Every column of the batch is that of step `index`, and the context that of the step before."""
     assert torch.equal(batch.reward.long(), torch.from_numpy(index))
@@ -52,7 +47,6 @@ def expect_steps(batch, index: np.ndarray, oldest: int) -> None:
     assert torch.equal(batch.action[..., 0], torch.from_numpy(index + 0.5).float())
     assert torch.equal(batch.is_first, torch.from_numpy(index % EPISODE == 0))
     assert torch.equal(batch.is_terminal, torch.from_numpy(index % EPISODE == EPISODE - 1))
-    assert torch.equal(batch.earned, torch.from_numpy(np.vectorize(return_so_far)(index)).float())
     before = index[0] - 1
     known = index[0] > oldest
     assert torch.equal(batch.state[:, 0], torch.from_numpy(np.where(known, before, 0)).float())
@@ -250,7 +244,7 @@ def test_rows_are_copies_of_the_steps_asked_for() -> None:
     made = fill(replay(), 37)
     rows = made.rows(28, 33)  # across the end of the ring
     assert rows["reward"].tolist() == [28, 29, 30, 31, 32]
-    assert set(rows) == {"obs.image", "obs.vector", "action", "reward", "earned", "is_first", "is_terminal"}
+    assert set(rows) == {"obs.image", "obs.vector", "action", "reward", "is_first", "is_terminal"}
     rows["reward"][:] = -1
     assert made.rows(28, 29)["reward"] == 28
     assert made.rows(30, 32, ["state"])["state"][:, 0].tolist() == [30, 31]
@@ -322,25 +316,3 @@ def test_discrete_actions_are_stored_as_one_hot() -> None:
         made.add({"vector": np.zeros(2)}, action=np.eye(4, dtype=np.float32)[i % 4], **values)
     batch, index = made.sample(4)
     assert torch.equal(batch.action.argmax(-1), torch.from_numpy(index % 4))
-
-
-# -- the return of the episode so far ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_steps_that_are_put_back_know_what_their_episode_had_earned(known: bool) -> None:
-    whole = fill(replay(), 25)
-    made = replay()
-    for start, stop in ((0, 10), (10, 12), (12, 25)):  # the cuts lie within episodes
-        rows = whole.rows(start, stop)
-        made.restore(start, rows if known else {k: v for k, v in rows.items() if k != "earned"})
-    fill(made, 40)  # goes on, round the ring
-    batch, index = made.sample(64)
-    expect_steps(batch, index, oldest=35)
-
-
-def test_a_replay_that_begins_within_an_episode_counts_from_there() -> None:
-    made = replay()
-    for i in range(3, 12):
-        made.add(**step(i))
-    assert made.rows(0, 9)["earned"].tolist() == [3, 7, 12, 18, 7, 15, 24, 34, 45]

@@ -99,7 +99,6 @@ def batch(made: RSSM, seen: str, steps: int, width: int, discrete: bool = False,
         obs=observation(seen, steps, width),
         action=action(discrete, steps, width),
         reward=torch.randn(steps, width),
-        earned=3 * torch.randn(steps, width),
         is_first=is_first,
         is_terminal=torch.rand(steps, width) < 0.2,
         state=state_of(made, width),
@@ -113,7 +112,7 @@ def part(whole: Batch, rows: slice, columns: slice = slice(None), **changes: Any
         "obs": {name: value[rows, columns] for name, value in whole.obs.items()},
         "state": whole.state[columns], "before": whole.before[columns],
     }  # fmt: skip
-    for name in ("action", "reward", "earned", "is_first", "is_terminal"):
+    for name in ("action", "reward", "is_first", "is_terminal"):
         values[name] = getattr(whole, name)[rows, columns]
     return Batch(**values | changes)
 

@@ -146,38 +146,74 @@ def dream(argv: list[str]) -> int:
 
 
 def gap(argv: list[str]) -> int:
-    """`worldmodel gap RUN [--quick] [--fail-if VERDICT ...] [--out FOLDER] [--json]`."""
+    """`worldmodel gap RUN ... [--compare] [--quick] [--fail-if VERDICT ...] [--out FOLDER] [--json]`."""
     import tyro
 
     from worldmodel.options import Gap
 
     args = tyro.cli(Gap, prog="worldmodel gap", args=argv)
+    from worldmodel.errors import GATE_FAILED, UsageError
+    from worldmodel.eval.gap import report, several
+
+    runs = [found for pattern in args.runs for found in _matches(pattern)]
+    if not runs or (args.compare and len(runs) != 2):
+        raise UsageError(f"{'--compare takes two RUNs' if args.compare else 'give at least one RUN'}, not {len(runs)}")
+    out = args.out or Path("gap")
+    if args.compare:
+        result = several.compare(*(several.read(run) for run in runs))
+        title = f"{runs[1]} against {runs[0]}"
+        files = report.write(result, out, "compare", lambda found: several.html(found, title))
+        _emit(result | {"files": files}, "\n".join([several.told(result), *files]), args.json)
+        return GATE_FAILED if result["regressions"] and "REGRESSION" in args.fail_if else 0
+    command = ["worldmodel", "gap", *argv]
+    alone = len(runs) == 1
+    results = {str(run): _measured(args, run, command, alone) for run in runs}
+    if alone:
+        ((run, (result, files)),) = results.items()
+        short = report.short(result) | {"run": run, "files": files}
+        _emit(short, "\n".join([report.sentence(result), *files]), args.json)
+    else:
+        result = several.rank({run: found for run, (found, _) in results.items()})
+        files = report.write(result, out, "ranking", lambda found: several.html(found, f"{len(runs)} agents"))
+        _emit(result | {"files": files}, "\n".join([several.sentence(result), *files]), args.json)
+    failed = [found["verdict"]["name"] for found, _ in results.values() if found["verdict"]["name"] in args.fail_if]
+    return GATE_FAILED if failed else 0
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """The folders of a pattern such as `runs/*/best`, or the path itself."""
+    import glob
+
+    if not glob.has_magic(str(pattern)):
+        return [pattern]
+    return [Path(found) for found in sorted(glob.glob(str(pattern)))]
+
+
+def _measured(args: Any, run: Path, command: list[str], alone: bool) -> tuple[dict[str, Any], list[str]]:
+    """The gap of one run and the files it was written to. Raises UsageError for a wrong number."""
     import dataclasses
 
     from rich.console import Console
 
     import worldmodel
     from worldmodel.config import TRACKS
-    from worldmodel.errors import GATE_FAILED, UsageError
+    from worldmodel.errors import UsageError
     from worldmodel.eval.gap import measure, report
 
     wanted = {name: getattr(args, name) for name in ("episodes", "starts") if getattr(args, name) is not None}
     if any(value < 1 for value in wanted.values()):
         raise UsageError(f"--episodes and --starts must be at least 1, not {wanted}")
-    agent = worldmodel.load(args.run)
-    out = args.out or measure.folder_for(args.run)
+    agent = worldmodel.load(run)
+    out = (args.out if alone else None) or measure.folder_for(run, alone)
     scale = dataclasses.replace(measure.QUICK if args.quick else measure.FULL, **wanted)
     first = TRACKS["report"] if args.seed is None else args.seed
-    told = Console(stderr=True, highlight=False)
+    said = Console(stderr=True, highlight=False)
     result = measure.measure(
-        agent, scale, seeds=range(first, first + scale.episodes), sample=args.sample, path=args.run,
+        agent, scale, seeds=range(first, first + scale.episodes), sample=args.sample, path=run,
         workers=args.workers or len(os.sched_getaffinity(0)), cache=out / "episodes",
-        command=["worldmodel", "gap", *argv], say=lambda line: told.print(line, markup=False),
+        command=command, say=lambda line: said.print(f"{run}: {line}", markup=False),
     )  # fmt: skip
-    files = report.write(result, out)
-    short = report.short(result) | {"run": str(args.run), "files": files}
-    _emit(short, "\n".join([report.sentence(result), *files]), args.json)
-    return GATE_FAILED if result["verdict"]["name"] in args.fail_if else 0
+    return result, report.write(result, out)
 
 
 def _emit(result: dict[str, Any], text: str, as_json: bool) -> None:

@@ -92,9 +92,6 @@ class PolicyConfig:
     """How the actor learns: score function (DreamerV3) or backpropagation through the imagined dynamics."""
     bins: int = 255
     """Two-hot bins of the critic (DreamerV3)."""
-    critic_sees_return: bool = False
-    """Whether the critic, never the actor, is also told the return of the episode so far (ours; an asymmetric
-    actor-critic, arXiv 1710.06542): what is left to earn often cannot be seen, and the critic is not needed to act."""
     unimix: float = 0.01
     """Uniform share of a discrete policy (DreamerV3)."""
     min_std: float = 0.1

@@ -74,14 +74,20 @@ class Gap:
     """How much of the dream is true: gap.json and gap.html, with a verdict. Reality is forked at real moments and the
     same actions are taken there, so dream and truth are compared exactly."""
 
-    run: tyro.conf.Positional[Path]
-    """A run folder (its best agent) or an agent folder."""
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """A run folder (its best agent) or an agent folder. Several of them, or a pattern in quotes, are ranked: does the
+    dream order them as reality does?"""
+    compare: bool = False
+    """Measure nothing: compare the reports of two RUNs, B against A, track by track."""
     quick: bool = False
     """Screening: 20 tracks, 16 starts, 50 imagined steps; otherwise 100, 64 and 200."""
     out: Path | None = None
-    """Folder for gap.json, gap.html and the cached real episodes; RUN/gap when left out, ./gap for a released agent."""
-    fail_if: tuple[Literal["FAITHFUL", "OPTIMISTIC", "PESSIMISTIC", "EXPLOITED", "INCONCLUSIVE"], ...] = ()
-    """Verdicts with which the command leaves with exit code 3, for use in CI."""
+    """Folder for gap.json, gap.html and the cached real episodes; RUN/gap when left out, ./gap for a released agent. Of
+    several RUNs only the ranking goes there, ./gap when left out."""
+    fail_if: tuple[
+        Literal["FAITHFUL", "OPTIMISTIC", "PESSIMISTIC", "EXPLOITED", "INCONCLUSIVE", "REGRESSION"], ...
+    ] = ()
+    """Verdicts with which the command leaves with exit code 3, for use in CI; REGRESSION is for --compare."""
     sample: bool = False
     """Sample actions, in dream and reality, instead of taking the policy's mode."""
     episodes: int | None = None

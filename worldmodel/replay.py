@@ -38,7 +38,6 @@ class Replay:
         layout |= {
             "action": ((spaces.actions,), np.float32),
             "reward": ((), np.float32),
-            "earned": ((), np.float32),
             "is_first": ((), np.bool_),
             "is_terminal": ((), np.bool_),
         }
@@ -66,8 +65,6 @@ class Replay:
             self.data[f"obs.{name}"][row] = value
         for name in ("action", "reward", "is_first", "is_terminal"):
             self.data[name][row] = values[name]
-        begins = values["is_first"] or not len(self)
-        self.data["earned"][row] = values["reward"] + (0 if begins else self.data["earned"][row - 1])
         self.data["state"][row] = 0 if state is None else state
         self.total += 1
 
@@ -99,7 +96,6 @@ class Replay:
             obs={name: column(f"obs.{name}") for name in self.spaces.observations},
             action=column("action"),
             reward=column("reward"),
-            earned=column("earned"),
             is_first=column("is_first"),
             is_terminal=column("is_terminal"),
             state=torch.from_numpy(np.where(known, self.data["state"][before], 0).astype(np.float32)).to(device),
@@ -136,9 +132,6 @@ class Replay:
             self.first = start
         elif start != self.total:
             raise UsageError(f"replay steps begin at {start}, but {self.total} was expected next")
-        if "earned" not in rows:  # a run from before it was remembered
-            so_far = float(self.data["earned"][(start - 1) % self.capacity]) if start > self.first else 0.0
-            rows = rows | {"earned": _running_sums(rows["reward"], rows["is_first"], so_far)}
         index = np.arange(start, start + count) % self.capacity
         for name, values in rows.items():
             self.data[name][index] = values
@@ -160,12 +153,3 @@ class Replay:
         most = self.capacity * self.step_bytes / 1e9
         size = f"{self.step_bytes / 1e3:.1f} kB each, at most {most:.1f} GB"
         return f"Replay({len(self):,} of {self.capacity:,} steps, {size})"
-
-
-def _running_sums(rewards: np.ndarray, is_first: np.ndarray, so_far: float) -> np.ndarray:
-    """Return of the episode so far (N,) at steps with `rewards` (N,), of which `so_far` was earned before the first."""
-    sums = np.empty(len(rewards), np.float32)
-    for i, (reward, first) in enumerate(zip(rewards.tolist(), is_first.tolist(), strict=True)):
-        so_far = reward + (0.0 if first else so_far)
-        sums[i] = so_far
-    return sums

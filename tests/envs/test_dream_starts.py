@@ -25,7 +25,7 @@ from worldmodel.errors import CorruptError, UsageError
 from worldmodel.randomness import RowNoise, generator
 from worldmodel.replay import Replay
 from worldmodel.train.collect import Collector
-from worldmodel.train.starts import starts_of
+from worldmodel.train.hindsight import look_back
 
 
 def echo(**overrides: object) -> Agent:
@@ -164,7 +164,7 @@ def test_starts_of_a_run_are_its_newest_episodes_filtered_by_the_agent(steps: in
     made, replay, collector = lived(steps)
     torch.manual_seed(9)
     before = torch.get_rng_state()
-    starts = starts_of(made, replay, collector.seed - (collector.start == replay.total))
+    starts = look_back(made, replay).starts(collector.seed - (collector.start == replay.total))
     assert torch.equal(torch.get_rng_state(), before) and not made.state.any()
     running = [1007] * 6 if steps == 147 else []
     assert starts.episode.tolist() == running + [seed for seed in range(1006, 999, -1) for _ in range(16)]
@@ -183,10 +183,10 @@ def test_starts_of_a_run_are_its_newest_episodes_filtered_by_the_agent(steps: in
 def test_episodes_whose_beginning_is_forgotten_give_no_starts() -> None:
     made, replay, collector = lived(2000, gigabytes=0.00003 * 2)
     assert replay.total > 2 * replay.capacity
-    starts = starts_of(made, replay, collector.seed)
+    starts = look_back(made, replay).starts(collector.seed)
     oldest = collector.seed - len(replay) // 21
-    assert starts is not None and starts.episode.min() >= oldest and starts.episode.max() <= collector.seed
-    assert starts_of(made, Replay(made.spaces, made.world.width, 0.01, 5, 0, 0), 0) is None
+    assert starts.episode.min() >= oldest and starts.episode.max() <= collector.seed
+    assert look_back(made, Replay(made.spaces, made.world.width, 0.01, 5, 0, 0)) is None
 
 
 # -- the real task's own actions --------------------------------------------------------------------------------------

@@ -30,7 +30,6 @@ def echo(steps: int, width: int, generator: torch.Generator, shift: str = "") ->
         obs={"vector": torch.zeros(steps, width, 1)},
         action=actions[:steps] if shift == "action" else actions[now],
         reward=rewards[now] if shift == "reward" else rewards[:steps],
-        earned=torch.zeros(steps, width),
         is_first=torch.zeros(steps, width, dtype=torch.bool),
         is_terminal=torch.zeros(steps, width, dtype=torch.bool),
         state=torch.zeros(width, ECHO_WIDTH),

@@ -41,22 +41,11 @@ def torch_policy(made: ActorCritic, features: Tensor) -> Categorical | Independe
     return Independent(Normal(torch.tanh(mean), 0.9 * torch.sigmoid(std + 2) + 0.1), 1)
 
 
-def told_the_critic(features: Tensor, told: Dream, earned: Tensor) -> Tensor:
-    """Features and, beside them, what the episode has paid so far: 8 is the most that any of the dreams began with."""
-    rows = features.unbind()
-    columns = []
-    for t, row in enumerate(rows):
-        so_far = [float(earned[b]) + sum(told.rewards[:t, b].tolist()) for b in range(row.shape[0])]
-        columns.append(torch.tensor(so_far)[:, None] * 8 / max(1.0, earned.abs().max().item()))
-    return torch.cat([features, torch.stack(columns)], -1)
-
-
-def slow_losses(made: ActorCritic, told: Dream, features: Tensor, earned: Tensor | None = None) -> tuple:
+def slow_losses(made: ActorCritic, told: Dream, features: Tensor) -> tuple[Tensor, Tensor]:
     """(actor loss, critic loss) of the paper, step by step; `made.scale` must not have been updated yet."""
     c, (horizon, width) = made.config, told.rewards.shape
-    seen = features if earned is None else told_the_critic(features, told, earned)
-    value = TwoHot(made.critic(seen)).mean().detach()
-    slow = TwoHot(made.slow_critic(seen)).mean().detach()
+    value = TwoHot(made.critic(features)).mean().detach()
+    slow = TwoHot(made.slow_critic(features)).mean().detach()
     returns = torch.zeros(horizon + 1, width)
     returns[horizon] = value[horizon]
     for t in reversed(range(horizon)):
@@ -74,7 +63,7 @@ def slow_losses(made: ActorCritic, told: Dream, features: Tensor, earned: Tensor
             logprob = pi.log_prob(chosen.argmax() if made.discrete else chosen)
             advantage = (returns[t, b] - value[t, b]) / divisor
             actor = actor - weight * (logprob * advantage + c.entropy * pi.entropy())
-            guess = TwoHot(made.critic(seen[t, b]))
+            guess = TwoHot(made.critic(features[t, b]))
             critic = critic + weight * (guess.loss(returns[t, b]) + c.slow_scale * guess.loss(slow[t, b]))
             weight *= c.discount * told.conts[t, b].item()
     return actor / (horizon * width), critic / (horizon * width)
@@ -106,42 +95,6 @@ def test_losses_and_gradients_against_the_slow_loop(discrete: bool, reward: floa
     for name in expected:
         expect_gradient(actual[name], expected[name])
     assert made.slow_critic[0][0].weight.requires_grad is False
-
-
-def test_a_critic_that_is_told_the_return_so_far() -> None:
-    """It alone is told: the actor is as blind as ever, and its gradient changes with the advantages only."""
-    made = policy(critic_sees_return=True, entropy=0.3, slow_scale=0.7, scale_rate=0.1, discount=0.9)
-    told, features = imagined(False, reward=3.0)
-    earned = 50 * torch.rand(5)
-    actor, critic = slow_losses(made, told, features, earned)
-    loss, metrics = made.loss(told, features, earned)
-    assert metrics["loss/actor"].item() == pytest.approx(actor.item(), rel=1e-3)
-    assert metrics["loss/critic"].item() == pytest.approx(critic.item(), rel=1e-3)
-    actual, expected = gradients(loss, made), gradients(actor + critic, made)
-    for name in expected:
-        expect_gradient(actual[name], expected[name])
-    assert made.most_earned == earned.max()
-    assert not torch.equal(made.value(features[0], earned), made.value(features[0], 0 * earned))
-    made.loss(told, features, earned / 10)
-    assert made.most_earned == earned.max()  # the largest ever
-    with pytest.raises(ValueError, match="earned"):
-        made.value(features)
-
-
-def test_what_a_dream_has_earned_is_part_of_the_gradient_through_the_dynamics() -> None:
-    """d value(s_H, earned_H) / d reward is not lost: lambda = 1, horizon 1, so R_0 = r_1 + discount v(s_1, e + r_1)."""
-    made = policy(critic_sees_return=True, gradient="dynamics", lam=1.0, discount=0.9, entropy=0.0, scale_rate=0.0)
-    told, features = imagined(False)
-    features = features[:2]
-    told = Dream(features, told.actions[:1], torch.randn(1, 5, requires_grad=True), torch.ones(1, 5))
-    earned = torch.rand(5)
-    loss, _ = made.loss(told, features, earned)
-    (actual,) = torch.autograd.grad(loss, told.rewards)
-    reward = told.rewards.detach()[0].requires_grad_()
-    returns = reward + 0.9 * made.value(features[1], earned + reward)
-    (expected,) = torch.autograd.grad(-returns.mean(), reward)
-    expect_equal(actual[0], expected)
-    assert (expected + 1 / 5).abs().max() > 1e-4  # the value's part is there
 
 
 def test_metrics_are_numbers_without_gradient() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,7 +140,7 @@ def test_the_world_never_learns_from_the_actors_loss(gradient: str) -> None:
     made = dreamer(policy={"gradient": gradient, "horizon": 4})
     states = made.agent.world.loss(experience(made))[2]
     made.optimizer.zero_grad()
-    made._learn_in_dream(states.flatten(0, 1), torch.zeros(states.shape[:2].numel()))
+    made._learn_in_dream(states.flatten(0, 1))
     world, policy = made.agent.world, made.agent.policy
     assert [name for name, p in world.named_parameters() if p.grad is not None] == []
     assert all(p.requires_grad for p in world.parameters())
@@ -169,7 +168,7 @@ def test_the_dynamics_option_changes_the_actors_gradient_only() -> None:
         made = dreamer(policy={"gradient": gradient})
         start = torch.cat([torch.rand(12, 16) - 0.5, torch.eye(4)[torch.randint(4, (12, 3))].flatten(1)], -1)
         torch.manual_seed(3)
-        made._learn_in_dream(start, torch.zeros(len(start)))
+        made._learn_in_dream(start)
         grads[gradient] = {name: p.grad for name, p in made.agent.policy.named_parameters() if p.requires_grad}
     for name, grad in grads["reinforce"].items():
         other = grads["dynamics"][name]
@@ -193,26 +192,19 @@ def test_dreams_follow_the_policy_and_teach_it(gradient: str, monkeypatch: pytes
 # -- where dreams begin -----------------------------------------------------------------------------------------------
 
 
-def numbered(terminal: list[list[bool]]) -> tuple[Tensor, SimpleNamespace]:
-    """States (T, B, S) that hold their own number, and a batch of the flags; ten times the number was earned."""
+def numbered(terminal: list[list[bool]]) -> tuple[Tensor, Tensor]:
+    """States (T, B, S) that hold their own number, and the flags."""
     flags = torch.tensor(terminal)
-    number = torch.arange(flags.numel()).reshape(flags.shape).float()
-    return number.unsqueeze(-1), SimpleNamespace(is_terminal=flags, earned=10 * number)
+    return torch.arange(flags.numel()).reshape(*flags.shape, 1).float(), flags
 
 
 def test_terminal_states_never_start_dreams() -> None:
-    states, batch = numbered([[False, True, False], [False, False, True]])
-    assert dreamer()._starts(states, batch)[0].flatten().tolist() == [0, 2, 3, 4]  # starts = 0: all others
+    states, terminal = numbered([[False, True, False], [False, False, True]])
+    assert dreamer()._starts(states, terminal).flatten().tolist() == [0, 2, 3, 4]  # starts = 0: all others
     some = dreamer(policy={"starts": 3})
-    drawn = [some._starts(states, batch)[0].flatten().tolist() for _ in range(50)]
+    drawn = [some._starts(states, terminal).flatten().tolist() for _ in range(50)]
     assert {len(set(row)) for row in drawn} == {3} and {n for row in drawn for n in row} == {0, 2, 3, 4}
-    assert len(dreamer(policy={"starts": 100})._starts(states, batch)[0]) == 4
-
-
-@pytest.mark.parametrize("count", [0, 3])
-def test_a_dream_goes_on_from_the_return_of_its_own_start(count: int) -> None:
-    states, earned = dreamer(policy={"starts": count})._starts(*numbered([[False, True, False], [False, False, True]]))
-    assert torch.equal(earned, 10 * states.flatten())
+    assert len(dreamer(policy={"starts": 100})._starts(states, terminal)) == 4
 
 
 def test_terminal_states_never_start_the_dreams_of_an_update(monkeypatch: pytest.MonkeyPatch) -> None:

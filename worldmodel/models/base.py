@@ -54,8 +54,6 @@ class Batch:
     """(T, B, A) taken at each step; one-hot where actions are discrete"""
     reward: Tensor
     """(T, B) received on arriving at each step"""
-    earned: Tensor
-    """(T, B) return of the episode so far, `reward` of the step included"""
     is_first: Tensor
     """(T, B) bool"""
     is_terminal: Tensor

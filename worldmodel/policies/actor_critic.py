@@ -14,9 +14,6 @@ from worldmodel.models.base import Dream
 from worldmodel.nets import MLP
 from worldmodel.returns import discount_weights, lambda_return
 
-EARNED = 8.0
-"""Size at which the critic is told the largest return so far: about as loud, to a new critic, as all features."""
-
 
 class ActorCritic(nn.Module):
     """Actor, critic, slow critic and the scale of returns.
@@ -38,13 +35,9 @@ class ActorCritic(nn.Module):
         self.config, self.discrete, self.precision = config, discrete, precision
         outputs = actions if discrete else 2 * actions
         self.actor = MLP(features, config.units, config.layers, outputs, config.norm, scale=0.01)
-        self.critic = MLP(
-            features + config.critic_sees_return, config.units, config.layers, config.bins, config.norm, scale=0.0
-        )
+        self.critic = MLP(features, config.units, config.layers, config.bins, config.norm, scale=0.0)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(config.scale_rate)
-        if config.critic_sees_return:
-            self.register_buffer("most_earned", torch.ones(()))
 
     def distribution(self, features: Tensor) -> OneHot | BoundedNormal:
         """The policy at features (..., F)."""
@@ -59,24 +52,12 @@ class ActorCritic(nn.Module):
         policy = self.distribution(features)
         return policy.sample() if sample else policy.mode()
 
-    def value(self, features: Tensor, earned: Tensor | None = None) -> Tensor:
-        """The critic's expected discounted return (...) at features (..., F), in reward units.
-
-        Args:
-            earned: (...) return of the episode so far, which a critic that `critic_sees_return` needs.
-        """
-        seen = self._critic_input(features, earned)
+    def value(self, features: Tensor) -> Tensor:
+        """The critic's expected discounted return (...) at features (..., F), in reward units."""
         with self._cast(features):
-            return TwoHot(self.critic(seen)).mean()
+            return TwoHot(self.critic(features)).mean()
 
-    def _critic_input(self, features: Tensor, earned: Tensor | None) -> Tensor:
-        if not self.config.critic_sees_return:
-            return features
-        if earned is None:
-            raise ValueError("this critic needs to know `earned`, the return of the episode so far")
-        return torch.cat([features, (EARNED / self.most_earned * earned).unsqueeze(-1)], -1)
-
-    def loss(self, dream: Dream, features: Tensor, earned: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, dream: Dream, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor and critic loss on imagined trajectories.
 
             state     s_0     s_1     ...     s_{H-1}     s_H
@@ -85,22 +66,18 @@ class ActorCritic(nn.Module):
 
         Args:
             dream: horizon H, batch B. features: (H + 1, B, F) of its states; attached to the world's graph only where
-                the actor learns through the dynamics. earned: (B,) return of the episodes before the dream.
+                the actor learns through the dynamics.
 
         Returns: (loss (), metrics name -> ()).
         """
         c = self.config
         seen = features.detach()
-        if c.critic_sees_return:
-            self.most_earned.copy_(torch.maximum(self.most_earned, earned.abs().max()))
-            earned = earned + torch.cat([torch.zeros_like(dream.rewards[:1]), dream.rewards.cumsum(0)])
-        told = self._critic_input(features, earned)
         with self._cast(seen):
-            critic = TwoHot(self.critic(told.detach()))
+            critic = TwoHot(self.critic(seen))
             with torch.no_grad():
-                slow = TwoHot(self.slow_critic(told[:-1])).mean()
+                slow = TwoHot(self.slow_critic(seen[:-1])).mean()
         discounts = c.discount * dream.conts
-        values = self._frozen_value(told) if c.gradient == "dynamics" else critic.mean().detach()
+        values = self._frozen_value(features) if c.gradient == "dynamics" else critic.mean().detach()
         returns = lambda_return(dream.rewards, values[1:], discounts, c.lam)
         weights = discount_weights(discounts.detach())
         self.scale.update(returns.detach())

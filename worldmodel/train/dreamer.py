@@ -68,7 +68,7 @@ class Dreamer:
         with self.clock("dream"):
             moving = {name: buffer.clone() for name, buffer in policy.named_buffers()}
             try:
-                metrics |= self._learn_in_dream(*self._starts(states, batch))
+                metrics |= self._learn_in_dream(self._starts(states, batch.is_terminal))
                 _check_finite(metrics)
                 self._check_gradients()
             except NumericalError:
@@ -81,16 +81,13 @@ class Dreamer:
         self.updates += 1
         return metrics | {"optim/rate": torch.tensor(rate)}, states
 
-    def _starts(self, states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Where dreams begin: states (N, S) and returns so far (N,) of the steps at which the episode is not over."""
-        alive = ~batch.is_terminal
-        states, earned = states[alive], batch.earned[alive]
-        if count := self.config.policy.starts:
-            chosen = torch.randperm(len(states), device=states.device)[:count]
-            states, earned = states[chosen], earned[chosen]
-        return states, earned
+    def _starts(self, states: Tensor, is_terminal: Tensor) -> Tensor:
+        """Where dreams begin: states (N, S) of the batch, without those where the episode is over."""
+        alive = states[~is_terminal]
+        count = self.config.policy.starts
+        return alive if not count else alive[torch.randperm(len(alive), device=alive.device)[:count]]
 
-    def _learn_in_dream(self, start: Tensor, earned: Tensor) -> dict[str, Tensor]:
+    def _learn_in_dream(self, start: Tensor) -> dict[str, Tensor]:
         world, policy, c = self.agent.world, self.agent.policy, self.config.policy
         through = c.gradient == "dynamics"
         # One autocast around the whole dream: weights are converted once, not once a step.
@@ -99,7 +96,7 @@ class Dreamer:
             world.requires_grad_(False)  # the actor may learn through the dynamics; the world never learns from it
         with torch.set_grad_enabled(through), cast:
             imagined = dream(world, start, policy.act, c.horizon)
-        loss, metrics = policy.loss(imagined, world.features(imagined.states), earned)
+        loss, metrics = policy.loss(imagined, world.features(imagined.states))
         loss.backward()
         world.requires_grad_(True)
         return metrics

@@ -33,15 +33,18 @@ from worldmodel.train.checkpoint import Checkpoints, Interrupt, check_resume, rn
 from worldmodel.train.clock import Clock
 from worldmodel.train.collect import Collector
 from worldmodel.train.dreamer import Dreamer
+from worldmodel.train.hindsight import Hindsight, look_back, quick_gap
 from worldmodel.train.log import Log
 from worldmodel.train.progress import Progress
 from worldmodel.train.schedule import fast_precision, find_device, longest_episode, measure, plan
 from worldmodel.train.shards import Shards
-from worldmodel.train.starts import starts_of
 from worldmodel.train.watch import open_loop_video
 
 LOG_SECONDS = 10.0
 """Seconds between two lines of metrics."""
+
+GAP_STEPS = 50
+"""Agent steps over which every evaluation compares what the dream promises with what reality paid."""
 
 
 class Run:
@@ -203,16 +206,19 @@ class Run:
         self.progress.judging(len(seeds))
         with self.clock("eval"):
             result = evaluate(agent, seeds, stop=lambda: self.interrupt.stop is not None)
+            seen = look_back(agent, self.replay) if result else None
         if result is None:
             return
         score = result.summary()["mean"]
         self.log.write("eval", self.replay.total, self._counters() | _brief(result))
         if self.best is None or score >= self.best["score"]:
             self.best = {"score": score} | self._counters()
-            self._keep(agent, result)
+            self._keep(agent, result, seen)
         self.progress.judged(score, self.best["score"])
         try:
             with self.clock("eval"):
+                if seen and (gap := quick_gap(agent, self.replay, seen, GAP_STEPS)):
+                    self.log.write("gap", self.replay.total, self._counters() | gap)
                 open_loop_video(agent, self.replay, self.collector.start, self.out / "videos", self.log)
         except Exception as error:  # whatever it is, hours of training weigh more than a film of them
             self.progress.warn(f"no film of the dreams this time, training goes on: {error!r}")
@@ -227,13 +233,13 @@ class Run:
         if not self._concluded():
             self._judge()
         elif self.best is None:
-            self._keep(self.dreamer.averaged_agent(), None)
+            agent = self.dreamer.averaged_agent()
+            self._keep(agent, None, look_back(agent, self.replay))
 
-    def _keep(self, agent: Agent, result: Evaluation | None) -> None:
+    def _keep(self, agent: Agent, result: Evaluation | None, seen: Hindsight | None) -> None:
         """Saves `agent` as the best, with the starts of its dreams."""
         just_begun = self.collector.start == self.replay.total  # nothing of the running episode is remembered yet
-        with self.clock("eval"):
-            agent.starts = starts_of(agent, self.replay, self.collector.seed - just_begun)
+        agent.starts = seen.starts(self.collector.seed - just_begun) if seen else None
         agent.save(self.out / "best", self._card(result))
 
     def _card(self, result: Evaluation | None) -> dict[str, Any]:

@@ -159,5 +159,4 @@ def random_batch(config: Config, spaces: Spaces, state_size: int, device: str) -
     flags = torch.zeros(steps, width, dtype=torch.bool, device=device)
     action = torch.zeros(steps, width, spaces.actions, device=device)
     state = torch.zeros(width, state_size, device=device)
-    nothing = torch.zeros(steps, width, device=device)
-    return Batch(obs, action, nothing, nothing, flags, flags, state, action[0])
+    return Batch(obs, action, torch.zeros(steps, width, device=device), flags, flags, state, action[0])

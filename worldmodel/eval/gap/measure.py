@@ -62,10 +62,13 @@ QUICK = Scale("quick", episodes=20, starts=16, open_loop=50, windows=60, every=(
 FULL = Scale("full", episodes=100, starts=64)
 
 
-def folder_for(run: str | Path) -> Path:
-    """Where a report goes unless told otherwise: into the run; a released agent's folder is left as it is."""
+def folder_for(run: str | Path, alone: bool = True) -> Path:
+    """Where a report goes unless told otherwise: into the run; a released agent's folder is left as it is, its report
+    goes to ./gap, or to a folder of the agent's name there when it is not `alone`."""
     run = Path(run)
-    return Path("gap") if storage.exists(run) or not os.access(run, os.W_OK) else run / "gap"
+    if not storage.exists(run) and os.access(run, os.W_OK):
+        return run / "gap"
+    return Path("gap") if alone else Path("gap", *run.resolve().parts[-2:])
 
 
 def measure(

@@ -46,11 +46,11 @@ td:first-child,th:first-child{text-align:left}
               for i in range(6))  # fmt: skip
 
 
-def write(result: Json, out: str | Path) -> list[str]:
-    """Writes gap.json and gap.html into the folder `out`, each atomically; returns their paths."""
-    files = [Path(out) / "gap.json", Path(out) / "gap.html"]
+def write(result: Json, out: str | Path, name: str = "gap", draw: Callable[[Json], str] | None = None) -> list[str]:
+    """Writes NAME.json and NAME.html, its page as `draw` draws it, into `out`, each atomically; returns their paths."""
+    files = [Path(out) / f"{name}.json", Path(out) / f"{name}.html"]
     storage.write_file(files[0], result)
-    storage.write_file(files[1], html(result).encode())
+    storage.write_file(files[1], (draw or html)(result).encode())
     return [str(path) for path in files]
 
 
@@ -89,13 +89,17 @@ def html(result: Json) -> str:
         _provenance,
     ]  # fmt: skip
     title = f"Dream-to-reality gap of {result['provenance']['task']['env_id']}"
+    return page(title, "\n".join(part(result) for part in parts))
+
+
+def page(title: str, body: str) -> str:
+    """A whole document around `body`, which is HTML already."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(CSP)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>\n"
-        + "\n".join(part(result) for part in parts)
-        + "\n</body></html>\n"
+        f"{body}\n</body></html>\n"
     )
 
 
