@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.returns import discount_weights, lambda_return
+from worldmodel.returns import discount_weights, lambda_return, moving_discount
 
 
 def n_step(rewards: np.ndarray, values: np.ndarray, discounts: np.ndarray, t: int, n: int) -> float:
@@ -107,3 +107,12 @@ def test_discount_weights_against_a_loop() -> None:
             assert actual[t, b].item() == pytest.approx(weight)
             weight *= discounts[t, b].item()
     assert actual[:3, 0].min() > 0 and actual[3:, 0].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("progress", "horizon"), [(-1, 100), (0, 100), (0.5, 200), (0.75, 200 * 2**0.5), (1, 400), (2, 400)]
+)
+def test_the_horizon_of_a_moving_discount_grows_geometrically(progress: float, horizon: float) -> None:
+    assert 1 / (1 - moving_discount(progress, 0.99, 0.9975)) == pytest.approx(horizon)
+    assert 1 / (1 - moving_discount(1 - progress, 0.9975, 0.99)) == pytest.approx(horizon)
+    assert moving_discount(progress, 0.99, 0.0) == 0.99

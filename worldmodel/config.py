@@ -80,10 +80,16 @@ class PolicyConfig:
     """Hidden layers of actor and critic (DreamerV3: 3)."""
     horizon: int = 15
     """Imagined steps from every start (DreamerV3)."""
+    temperature: float = 1.0
+    """Of the latents in the dreams that teach: above 1 unlikely futures come more often, and a dream is harder to
+    exploit (Ha and Schmidhuber 2018); DreamerV3: 1."""
     starts: int = 256
     """Posterior states, sampled from the batch, from which imagination starts; 0 takes all (DreamerV3)."""
     discount: float = 0.99
     """Discount per agent step; 1/(1-discount) = 100 agent steps (prototype; DreamerV3: 0.997)."""
+    final_discount: float = 0.0
+    """Discount when the budget is used up, towards which the horizon 1/(1-discount) grows or shrinks geometrically all
+    along the run; 0 = constant."""
     lam: float = 0.95
     """Lambda of the lambda-return (DreamerV3)."""
     entropy: float = 3e-4

@@ -30,6 +30,15 @@ def lambda_return(rewards: Tensor, values: Tensor, discounts: Tensor, lam: float
     return torch.stack(out[::-1])
 
 
+def moving_discount(progress: float, first: float, last: float) -> float:
+    """Discount at `progress` (0 to 1) of a run whose horizon 1 / (1 - discount) moves geometrically from that of
+    `first` to that of `last`; a `last` of 0 leaves it at `first`."""
+    if not last:
+        return first
+    share = min(1.0, max(0.0, progress))
+    return 1 - (1 - first) ** (1 - share) * (1 - last) ** share
+
+
 def discount_weights(discounts: Tensor) -> Tensor:
     """Weights (H, B) of s_0 ... s_{H-1}: products of those discounts (H, B) of s_1 ... s_H that come before each."""
     return torch.cat([torch.ones_like(discounts[:1]), discounts[:-1]]).cumprod(0)

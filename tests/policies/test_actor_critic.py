@@ -97,6 +97,15 @@ def test_losses_and_gradients_against_the_slow_loop(discrete: bool, reward: floa
     assert made.slow_critic[0][0].weight.requires_grad is False
 
 
+def test_a_discount_in_place_of_the_configured_one() -> None:
+    told, features = imagined(False)
+    torch.manual_seed(4)
+    near = policy(discount=0.5)
+    torch.manual_seed(4)
+    far = policy(discount=0.9)
+    assert near.loss(told, features, 0.9)[0] == far.loss(told, features)[0]
+
+
 def test_metrics_are_numbers_without_gradient() -> None:
     made = policy()
     _, metrics = made.loss(*imagined(False))

@@ -81,18 +81,29 @@ def test_slow_critic_and_average_follow_the_new_weights() -> None:
         expect_equal(made.average.weights[name], old[name] / 11 + new[name] * 10 / 11, 1e-5)
 
 
-@pytest.mark.parametrize("share", [1.0, 0.25])
-def test_rates_of_world_and_policy(share: float) -> None:
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 1.0), (0.5, 1.0), (0.9375, 0.53125), (1.0, 0.0625)])
+def test_rates_of_world_and_policy(progress: float, share: float) -> None:
     """The first update moves every weight by its own warmed-up learning rate, the sign of its gradient."""
-    made = dreamer(optim={"world_lr": 2e-3, "policy_lr": 1e-3, "warmup": 4})
+    made = dreamer(optim={"world_lr": 2e-3, "policy_lr": 1e-3, "warmup": 4, "decay": 0.125, "final": 0.0625})
     old = copied(made.agent.weights())
-    metrics, _ = made.update(experience(made), share)
+    metrics, _ = made.update(experience(made), progress)
     assert float(metrics["optim/rate"]) == share
     for name, value in made.agent.weights().items():
         if name.startswith("policy.scale") or "slow_critic" in name:
             continue
         rate = share * (2e-3 if name.startswith("world.") else 1e-3) / 4
         assert (value - old[name]).abs().max().item() == pytest.approx(rate, rel=0.1), name
+
+
+@pytest.mark.parametrize(("progress", "horizon"), [(0.0, 10.0), (0.5, 20.0), (1.0, 40.0)])
+def test_the_discount_moves_along_with_the_run(
+    progress: float, horizon: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dreamer(policy={"discount": 0.9, "final_discount": 0.975})
+    used, real = [], made.agent.policy.loss
+    monkeypatch.setattr(made.agent.policy, "loss", lambda *args: used.append(args[2]) or real(*args))
+    metrics, _ = made.update(experience(made), progress)
+    assert 1 / (1 - used[0]) == pytest.approx(horizon) == 1 / (1 - float(metrics["policy/discount"]))
 
 
 def test_averaged_agent_has_the_average_or_without_one_the_live_weights() -> None:
@@ -187,6 +198,23 @@ def test_dreams_follow_the_policy_and_teach_it(gradient: str, monkeypatch: pytes
     assert len(seen) == 1 and world is made.agent.world and act == made.agent.policy.act and horizon == 7
     assert told.states.shape == (8, len(start), world.width)
     assert told.states.requires_grad == (gradient == "dynamics") and not start.requires_grad
+
+
+@pytest.mark.parametrize("temperature", [0.01, 5.0])
+def test_dreams_that_teach_are_sampled_at_their_temperature(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 0.01 two dreams of the same actions are all but one and the same, at 5 they are not."""
+    made = dreamer(policy={"temperature": temperature, "horizon": 4})
+    seen = []
+    monkeypatch.setattr(module, "dream", lambda *args: seen.append(args) or dream(*args))
+    made.update(experience(made))
+    world, start = seen[0][0], seen[0][1]
+    assert world.world is made.agent.world
+    plan = torch.zeros(4, len(start), made.agent.spaces.actions)
+    first, second = (dream(world, start, plan, 4).states for _ in range(2))
+    alike = (first[1] - second[1]).abs().sum(-1) < 1e-3
+    assert alike.float().mean() > 0.9 if temperature < 1 else alike.float().mean() < 0.5
 
 
 # -- where dreams begin -----------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def open_loop_clip(
     start: int = 0,
     context: int = 10,
     horizon: int = 50,
-    horizons: Sequence[int] = (1, 5, 15),
+    horizons: Sequence[int] = (1, 5, 15, 50),
     panel: int = 128,
     seed: int = 0,
 ) -> tuple[np.ndarray, dict[str, float]]:

@@ -57,7 +57,7 @@ class ActorCritic(nn.Module):
         with self._cast(features):
             return TwoHot(self.critic(features)).mean()
 
-    def loss(self, dream: Dream, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, dream: Dream, features: Tensor, discount: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor and critic loss on imagined trajectories.
 
             state     s_0     s_1     ...     s_{H-1}     s_H
@@ -66,7 +66,7 @@ class ActorCritic(nn.Module):
 
         Args:
             dream: horizon H, batch B. features: (H + 1, B, F) of its states; attached to the world's graph only where
-                the actor learns through the dynamics.
+                the actor learns through the dynamics. discount: in place of the configured one.
 
         Returns: (loss (), metrics name -> ()).
         """
@@ -76,7 +76,7 @@ class ActorCritic(nn.Module):
             critic = TwoHot(self.critic(seen))
             with torch.no_grad():
                 slow = TwoHot(self.slow_critic(seen[:-1])).mean()
-        discounts = c.discount * dream.conts
+        discounts = (c.discount if discount is None else discount) * dream.conts
         values = self._frozen_value(features) if c.gradient == "dynamics" else critic.mean().detach()
         returns = lambda_return(dream.rewards, values[1:], discounts, c.lam)
         weights = discount_weights(discounts.detach())

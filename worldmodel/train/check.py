@@ -16,9 +16,10 @@ INTERVALS = {
     "world.classes world.units world.depth world.tokens policy.units policy.horizon replay.batch replay.length",
     "[3, inf)": "world.bins policy.bins",
     "(0, inf)": "train_every policy.min_std policy.max_std optim.world_lr optim.policy_lr optim.agc optim.eps "
-    "replay.gigabytes",
+    "replay.gigabytes "
+    "policy.temperature",
     "[0, 1]": "policy.lam policy.slow_rate policy.scale_rate optim.decay optim.final",
-    "[0, 1)": "world.unimix policy.unimix optim.beta1 optim.beta2 optim.average",
+    "[0, 1)": "policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 optim.average",
     "(0, 1]": "world.decode_share",
     "(0, 1)": "policy.discount",
     "[0, 9e18)": "seed",

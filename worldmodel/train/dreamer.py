@@ -21,7 +21,8 @@ from worldmodel.config import Config
 from worldmodel.envs import Spaces
 from worldmodel.errors import NumericalError
 from worldmodel.models.base import Batch, dream
-from worldmodel.optim import Average, LaProp
+from worldmodel.optim import Average, LaProp, decayed
+from worldmodel.returns import moving_discount
 
 
 class Dreamer:
@@ -38,6 +39,8 @@ class Dreamer:
         self.config, self.clock = config, clock
         precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         self.agent = build(config, spaces, precision).to(device)
+        temperature = config.policy.temperature
+        self.dreamed = self.agent.world if temperature == 1 else self.agent.world.tempered(temperature)
         self.averaged = build(config, spaces, precision).to(device)
         modules = {"world": self.agent.world, "policy": self.agent.policy}
         named = {f"{m}.{name}": p for m in modules for name, p in modules[m].named_parameters() if p.requires_grad}
@@ -52,14 +55,16 @@ class Dreamer:
         self.average = Average(modules, o.average)
         self.updates = 0
 
-    def update(self, batch: Batch, rate: float = 1.0) -> tuple[dict[str, Tensor], Tensor]:
+    def update(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], Tensor]:
         """One update of world and policy from one batch: (metrics name -> (), posterior states (T, B, S)).
 
-        `rate` multiplies both learning rates.
+        `progress` (0 to 1) of the run decides learning rates and discount, where they move along with it.
 
         Raises NumericalError naming the loss or the parameter that is not finite; nothing is changed then.
         """
-        world, policy = self.agent.world, self.agent.policy
+        world, policy, c = self.agent.world, self.agent.policy, self.config
+        rate = decayed(progress, c.optim.decay, c.optim.final)
+        discount = moving_discount(progress, c.policy.discount, c.policy.final_discount)
         self.optimizer.zero_grad()
         with self.clock("world"):
             loss, metrics, states = world.loss(batch)
@@ -68,7 +73,7 @@ class Dreamer:
         with self.clock("dream"):
             moving = {name: buffer.clone() for name, buffer in policy.named_buffers()}
             try:
-                metrics |= self._learn_in_dream(self._starts(states, batch.is_terminal))
+                metrics |= self._learn_in_dream(self._starts(states, batch.is_terminal), discount)
                 _check_finite(metrics)
                 self._check_gradients()
             except NumericalError:
@@ -79,7 +84,7 @@ class Dreamer:
             policy.update_slow()
             self.average.update()
         self.updates += 1
-        return metrics | {"optim/rate": torch.tensor(rate)}, states
+        return metrics | {"optim/rate": torch.tensor(rate), "policy/discount": torch.tensor(discount)}, states
 
     def _starts(self, states: Tensor, is_terminal: Tensor) -> Tensor:
         """Where dreams begin: states (N, S) of the batch, without those where the episode is over."""
@@ -87,7 +92,7 @@ class Dreamer:
         count = self.config.policy.starts
         return alive if not count else alive[torch.randperm(len(alive), device=alive.device)[:count]]
 
-    def _learn_in_dream(self, start: Tensor) -> dict[str, Tensor]:
+    def _learn_in_dream(self, start: Tensor, discount: float | None = None) -> dict[str, Tensor]:
         world, policy, c = self.agent.world, self.agent.policy, self.config.policy
         through = c.gradient == "dynamics"
         # One autocast around the whole dream: weights are converted once, not once a step.
@@ -95,8 +100,8 @@ class Dreamer:
         if through:
             world.requires_grad_(False)  # the actor may learn through the dynamics; the world never learns from it
         with torch.set_grad_enabled(through), cast:
-            imagined = dream(world, start, policy.act, c.horizon)
-        loss, metrics = policy.loss(imagined, world.features(imagined.states))
+            imagined = dream(self.dreamed, start, policy.act, c.horizon)
+        loss, metrics = policy.loss(imagined, world.features(imagined.states), discount)
         loss.backward()
         world.requires_grad_(True)
         return metrics

@@ -26,7 +26,6 @@ from worldmodel.envs.explore import RandomActions
 from worldmodel.errors import CorruptError, UsageError
 from worldmodel.eval.randomness import seed_everything
 from worldmodel.eval.real import Evaluation, evaluate
-from worldmodel.optim import decayed
 from worldmodel.replay import Replay
 from worldmodel.train.check import check
 from worldmodel.train.checkpoint import Checkpoints, Interrupt, check_resume, rng_state, set_rng_state
@@ -176,7 +175,7 @@ class Run:
             return None
         with self.clock("replay"):
             batch, index = self.replay.sample(c.replay.batch, self.device)
-        metrics, states = self.dreamer.update(batch, decayed(self.done(), c.optim.decay, c.optim.final))
+        metrics, states = self.dreamer.update(batch, self.done())
         with self.clock("replay"):
             self.replay.write_back(index, states)
         return metrics
