@@ -116,3 +116,14 @@ def test_the_horizon_of_a_moving_discount_grows_geometrically(progress: float, h
     assert 1 / (1 - moving_discount(progress, 0.99, 0.9975)) == pytest.approx(horizon)
     assert 1 / (1 - moving_discount(1 - progress, 0.9975, 0.99)) == pytest.approx(horizon)
     assert moving_discount(progress, 0.99, 0.0) == 0.99
+
+
+def test_a_lambda_for_every_step() -> None:
+    rewards, values, discounts, lam = (torch.rand(6, 3) for _ in range(4))
+    following, expected = values[-1], []
+    for t in reversed(range(6)):
+        following = rewards[t] + discounts[t] * ((1 - lam[t]) * values[t] + lam[t] * following)
+        expected.insert(0, following)
+    assert torch.equal(lambda_return(rewards, values, discounts, lam), torch.stack(expected))
+    constant = lambda_return(rewards, values, discounts, torch.full((6, 3), 0.5))
+    torch.testing.assert_close(constant, lambda_return(rewards, values, discounts, 0.5))

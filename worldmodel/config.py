@@ -108,6 +108,9 @@ class PolicyConfig:
     """Rate at which the slow critic follows the critic (DreamerV3)."""
     slow_scale: float = 1.0
     """Weight of the critic's cross entropy to the slow critic's prediction (DreamerV3)."""
+    replay_value: float = 0.0
+    """Weight of the critic's loss on replayed sequences, with the rewards that reality paid (DreamerV3: 0.3); 0 trains
+    actor and critic in dreams alone."""
     scale_rate: float = 0.01
     """Rate of the moving 5 % and 95 % return percentiles that scale the advantage (DreamerV3)."""
     norm: Literal["layer", "rms"] = "layer"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def lambda_return(rewards: Tensor, values: Tensor, discounts: Tensor, lam: float) -> Tensor:
+def lambda_return(rewards: Tensor, values: Tensor, discounts: Tensor, lam: float | Tensor) -> Tensor:
     """Lambda-returns R_0 ... R_{H-1} (DreamerV3, arXiv 2301.04104, equation 7).
 
         state     s_0      s_1      ...   s_H
@@ -17,15 +17,17 @@ def lambda_return(rewards: Tensor, values: Tensor, discounts: Tensor, lam: float
 
     Args:
         rewards: (H, B). values: (H, B). discounts: (H, B), gamma times the probability that the episode goes on.
+        lam: one number, or (H, B), row i of which mixes v_{i+1} and R_{i+1}.
 
     Returns: (H, B), the return from s_0 ... s_{H-1}.
     """
     if not rewards.shape == values.shape == discounts.shape:
         raise ValueError(f"shapes differ: {tuple(rewards.shape)}, {tuple(values.shape)}, {tuple(discounts.shape)}")
     following = values[-1]
+    mixed = lam if isinstance(lam, Tensor) else [lam] * len(rewards)
     out = []
     for t in reversed(range(len(rewards))):
-        following = rewards[t] + discounts[t] * ((1 - lam) * values[t] + lam * following)
+        following = rewards[t] + discounts[t] * ((1 - mixed[t]) * values[t] + mixed[t] * following)
         out.append(following)
     return torch.stack(out[::-1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -104,6 +105,49 @@ def test_a_discount_in_place_of_the_configured_one() -> None:
     torch.manual_seed(4)
     far = policy(discount=0.9)
     assert near.loss(told, features, 0.9)[0] == far.loss(told, features)[0]
+
+
+def slow_replay_loss(made: ActorCritic, features: Tensor, reward: Tensor, first: Tensor, terminal: Tensor) -> Tensor:
+    """Step by step, each episode for itself; discount 0.9."""
+    c, (steps, width) = made.config, reward.shape
+    value = TwoHot(made.critic(features)).mean().detach()
+    slow = TwoHot(made.slow_critic(features)).mean().detach()
+    losses = []
+    for b in range(width):
+        bounds = [0, *(t for t in range(1, steps) if first[t, b]), steps]
+        for begin, end in pairwise(bounds):
+            following = value[end - 1, b]
+            for t in reversed(range(begin, end - 1)):
+                alive = 0.0 if terminal[t + 1, b] else 0.9
+                following = reward[t + 1, b] + alive * ((1 - c.lam) * value[t + 1, b] + c.lam * following)
+                guess = TwoHot(made.critic(features[t, b]))
+                losses.append(guess.loss(following) + c.slow_scale * guess.loss(slow[t, b]))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_replayed_rewards_teach_the_critic_alone(seed: int) -> None:
+    torch.manual_seed(seed)
+    made = policy(slow_scale=0.7, discount=0.5)
+    features, reward = torch.randn(7, 5, FEATURES, requires_grad=True), torch.randn(7, 5)
+    first, terminal = torch.rand(7, 5) < 0.3, torch.rand(7, 5) < 0.3
+    loss = made.replay_loss(features, reward, first, terminal, 0.9)
+    expected = slow_replay_loss(made, features.detach(), reward, first, terminal)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    actual, wanted = gradients(loss, made), gradients(expected, made)
+    for name, grad in actual.items():
+        if name.startswith("critic"):
+            expect_gradient(grad, wanted[name])
+        else:
+            assert grad is None
+    assert torch.autograd.grad(
+        made.replay_loss(features, reward, first, terminal, 0.9), features, allow_unused=True
+    ) == (None,)
+
+
+def test_sequences_in_which_nothing_follows_teach_nothing() -> None:
+    made, ends = policy(), torch.ones(4, 3, dtype=torch.bool)
+    assert made.replay_loss(torch.randn(4, 3, FEATURES), torch.randn(4, 3), ends, ~ends, 0.9) == 0
 
 
 def test_metrics_are_numbers_without_gradient() -> None:

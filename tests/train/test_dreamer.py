@@ -217,6 +217,19 @@ def test_dreams_that_teach_are_sampled_at_their_temperature(
     assert alike.float().mean() > 0.9 if temperature < 1 else alike.float().mean() < 0.5
 
 
+def test_the_replay_value_loss_changes_the_critics_gradient_only() -> None:
+    grads = []
+    for weight in (0.0, 0.3):
+        made = dreamer(policy={"replay_value": weight})
+        torch.manual_seed(5)
+        metrics, _ = made.update(experience(made))
+        assert ("loss/replay_value" in metrics) == bool(weight)
+        grads.append({name: p.grad for m in (made.agent.world, made.agent.policy) for name, p in m.named_parameters()})
+    for name, grad in grads[0].items():
+        same = grad is None or torch.equal(grad, grads[1][name])
+        assert same == (not name.startswith("critic.")), name
+
+
 # -- where dreams begin -----------------------------------------------------------------------------------------------
 
 

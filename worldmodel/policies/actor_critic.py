@@ -104,6 +104,32 @@ class ActorCritic(nn.Module):
         }
         return actor_loss + critic_loss, {name: value.detach() for name, value in metrics.items()}
 
+    def replay_loss(
+        self, features: Tensor, reward: Tensor, is_first: Tensor, is_terminal: Tensor, discount: float
+    ) -> Tensor:
+        """The critic's loss () on what really happened (DreamerV3's replay value loss); the actor learns nothing here.
+
+            features  f_0      f_1      f_2  |  f_3          replayed sequences (T, B, ...) may cross episodes: nothing
+            reward        r_1      r_2       |               leads from f_2 to f_3, so the return of f_1 bootstraps from
+            is_first  ?        0        0    |  1            v_2, and f_2 learns nothing
+
+        Args:
+            features: (T, B, F). reward, is_first, is_terminal: (T, B), as in `Batch`. discount: gamma.
+        """
+        c, seen = self.config, features.detach()
+        with self._cast(seen):
+            critic = TwoHot(self.critic(seen))
+            with torch.no_grad():
+                slow = TwoHot(self.slow_critic(seen[:-1])).mean()
+        values = critic.mean().detach()
+        leads = ~is_first[1:]  # (T - 1, B): whether step t + 1 follows step t
+        chained = torch.cat([leads[1:], torch.ones_like(leads[:1])])  # ... and whether step t + 2 follows that
+        discounts = discount * (1 - is_terminal[1:].float())
+        returns = lambda_return(reward[1:], values[1:], discounts, c.lam * chained)
+        critic = TwoHot(critic.logits[:-1])
+        losses = critic.loss(returns) + c.slow_scale * critic.loss(slow)
+        return (losses * leads).sum() / leads.sum().clamp(min=1)
+
     def _frozen_value(self, features: Tensor) -> Tensor:
         """`value`, differentiable in the features alone: the actor's loss must not teach the critic."""
         weights = {name: p.detach() for name, p in self.critic.named_parameters()}

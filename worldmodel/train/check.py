@@ -11,7 +11,7 @@ from worldmodel.errors import UsageError
 INTERVALS = {
     "[0, inf)": "minutes frames updates pretrain eval_minutes save_minutes env.image_size world.head_layers "
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale policy.layers policy.starts policy.entropy "
-    "policy.slow_scale optim.warmup replay.online",
+    "policy.slow_scale policy.replay_value optim.warmup replay.online",
     "[1, inf)": "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
     "world.classes world.units world.depth world.tokens policy.units policy.horizon replay.batch replay.length",
     "[3, inf)": "world.bins policy.bins",

@@ -74,6 +74,8 @@ class Dreamer:
             moving = {name: buffer.clone() for name, buffer in policy.named_buffers()}
             try:
                 metrics |= self._learn_in_dream(self._starts(states, batch.is_terminal), discount)
+                if c.policy.replay_value:
+                    metrics["loss/replay_value"] = self._learn_from_replay(states, batch, discount)
                 _check_finite(metrics)
                 self._check_gradients()
             except NumericalError:
@@ -105,6 +107,13 @@ class Dreamer:
         loss.backward()
         world.requires_grad_(True)
         return metrics
+
+    def _learn_from_replay(self, states: Tensor, batch: Batch, discount: float) -> Tensor:
+        """Gradients of the critic alone, from the rewards that reality paid; returns the loss ()."""
+        features = self.agent.world.features(states)
+        loss = self.agent.policy.replay_loss(features, batch.reward, batch.is_first, batch.is_terminal, discount)
+        (self.config.policy.replay_value * loss).backward()
+        return loss.detach()
 
     def averaged_agent(self) -> Agent:
         """The agent with averaged weights: the one that is judged and shipped. One object, refreshed by every call."""
