@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from worldmodel.distributions import OneHot
+from worldmodel.models.mdn_rnn import Mixture
+from worldmodel.models.vae import Gaussian
 
 
 @pytest.fixture(autouse=True)
@@ -25,5 +27,6 @@ def same_numbers() -> None:
 
 @pytest.fixture
 def noiseless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latents and discrete actions are the likeliest class instead of a sample."""
-    monkeypatch.setattr(OneHot, "sample", OneHot.mode)
+    """Latents and discrete actions are the likeliest class, or the mean of the likeliest Gaussian, not a sample."""
+    for kind in (OneHot, Gaussian, Mixture):
+        monkeypatch.setattr(kind, "sample", kind.mode)

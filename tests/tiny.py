@@ -9,13 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.agent import Agent, build
-from worldmodel.config import Config, EnvConfig, OptimConfig, PolicyConfig, ReplayConfig, WorldConfig
+from worldmodel.config import (
+    Config,
+    EnvConfig,
+    OptimConfig,
+    PolicyConfig,
+    ReplayConfig,
+    WorldConfig,
+    WorldModelsConfig,
+)
 from worldmodel.envs import Spaces
 from worldmodel.models.base import Batch
 from worldmodel.models.rssm import RSSM
+from worldmodel.models.world_models import VaeMdnRnn
 
 WORLD = WorldConfig(deter=16, hidden=8, blocks=4, stoch=3, classes=4, units=8, vector_layers=1, depth=4, tokens=8,
                     bins=41, decode_share=1.0)  # fmt: skip
+WORLD_MODELS = WorldModelsConfig(latent=6, depth=4, tokens=8, memory=8, mixtures=3, units=8, bins=41, decode_share=1.0)
 POLICY = PolicyConfig(units=8, layers=1, horizon=3, starts=0, bins=41)
 SEEN: dict[str, dict[str, tuple[int, ...]]] = {
     "image": {"image": (16, 16, 3)},
@@ -29,7 +39,8 @@ ACTIONS = 3
 def config(**overrides: Any) -> Config:
     """A tiny configuration; `overrides` are fields of Config, and fields of `world`, `policy`, `optim`."""
     parts: dict[str, Any] = {
-        "world": WORLD, "policy": POLICY, "env": EnvConfig(id="worldmodel/Echo-v0", action_repeat=1, image_size=16),
+        "world": WORLD, "world_models": WORLD_MODELS, "policy": POLICY,
+        "env": EnvConfig(id="worldmodel/Echo-v0", action_repeat=1, image_size=16),
         "optim": OptimConfig(warmup=2), "replay": ReplayConfig(batch=4, length=5, gigabytes=0.01),
         "precision": "float32", "device": "cpu",
     }  # fmt: skip
@@ -41,6 +52,14 @@ def config(**overrides: Any) -> Config:
 def world(seen: str = "both", actions: int = ACTIONS, precision: torch.dtype = torch.float32, **overrides: Any) -> RSSM:
     """A tiny RSSM whose weights are all random, the zero ones of its heads too."""
     made = RSSM(SEEN[seen], actions, dataclasses.replace(WORLD, **overrides), precision)
+    return shake(made)
+
+
+def vae_mdn_rnn(
+    seen: str = "both", actions: int = ACTIONS, precision: torch.dtype = torch.float32, **overrides: Any
+) -> VaeMdnRnn:
+    """A tiny VAE and MDN-RNN whose weights are all random, the zero ones of its heads too."""
+    made = VaeMdnRnn(SEEN[seen], actions, dataclasses.replace(WORLD_MODELS, **overrides), precision)
     return shake(made)
 
 
@@ -85,14 +104,20 @@ def action(discrete: bool, *leading: int, actions: int = ACTIONS) -> Tensor:
     return 1.5 * torch.randn(*leading, actions)
 
 
-def state_of(made: RSSM, batch: int) -> Tensor:
-    """A state as worlds give it: h in (-1, 1), z one-hot."""
+def state_of(made: RSSM | VaeMdnRnn, batch: int) -> Tensor:
+    """A state as worlds give it. RSSM: h in (-1, 1), z one-hot. VAE and MDN-RNN: z normal, h in (-1, 1), c any."""
+    if isinstance(made, VaeMdnRnn):
+        m = made.config.memory
+        return torch.cat([torch.randn(batch, made.width - 2 * m), torch.rand(batch, m) * 1.6 - 0.8,
+                          torch.randn(batch, m)], -1)  # fmt: skip
     c = made.config
     onehot = torch.eye(c.classes)[torch.randint(c.classes, (batch, c.stoch))].flatten(1)
     return torch.cat([torch.rand(batch, c.deter) * 1.6 - 0.8, onehot], -1)
 
 
-def batch(made: RSSM, seen: str, steps: int, width: int, discrete: bool = False, firsts: bool = True) -> Batch:
+def batch(
+    made: RSSM | VaeMdnRnn, seen: str, steps: int, width: int, discrete: bool = False, firsts: bool = True
+) -> Batch:
     """Random sequences that cross episode boundaries (`firsts`), with a remembered state before them."""
     is_first = torch.rand(steps, width) < (0.3 if firsts else 0.0)
     return Batch(

@@ -22,6 +22,7 @@ from worldmodel.envs.wrappers import resize
 from worldmodel.errors import CorruptError, UsageError
 from worldmodel.models.base import WorldModel
 from worldmodel.models.rssm import RSSM
+from worldmodel.models.world_models import VaeMdnRnn
 from worldmodel.policies.actor_critic import ActorCritic
 
 FILES = ("config.json", "spaces.json", "agent.safetensors", "card.json")
@@ -198,6 +199,7 @@ class Agent:
 
     def __repr__(self) -> str:
         parts = {"encoder": "encoder", "core": "core", "prior": "prior", "decoder": "decoder"}
+        parts |= {"vae": "vae", "mdn-rnn": "memory"}
         sizes = {name: _count(getattr(self.world, part, None)) for name, part in parts.items()}
         sizes |= {name: _count(getattr(self.policy, name)) for name in ("actor", "critic")}
         lines = [f"  {name:<10}{_short(size):>8}" for name, size in sizes.items() if size]
@@ -209,9 +211,18 @@ class Agent:
 
 def build(config: Config, spaces: Spaces, precision: torch.dtype) -> Agent:
     """A new, untrained agent; `precision` is the dtype of its matrix multiplications."""
-    world = RSSM(spaces.observations, spaces.actions, config.world, precision)
-    policy = ActorCritic(world.width, spaces.actions, spaces.discrete, config.policy, precision)
+    world = _world(config, spaces, precision)
+    features = world.features(world.initial(1)).shape[-1]
+    policy = ActorCritic(features, spaces.actions, spaces.discrete, config.policy, precision)
     return Agent(config, spaces, world, policy)
+
+
+def _world(config: Config, spaces: Spaces, precision: torch.dtype) -> WorldModel:
+    if config.world.kind == "rssm":
+        return RSSM(spaces.observations, spaces.actions, config.world, precision)
+    if config.world.kind == "vae-mdn-rnn":
+        return VaeMdnRnn(spaces.observations, spaces.actions, config.world_models, precision)
+    raise UsageError(f"--world.kind must be rssm or vae-mdn-rnn, not {config.world.kind}")
 
 
 def _count(module: torch.nn.Module | None) -> int:

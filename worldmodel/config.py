@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from worldmodel.errors import UsageError
@@ -30,8 +30,11 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """DreamerV3's RSSM (arXiv 2301.04104); sizes of our CPU model, measured in docs/experiments.md."""
+    """Which world, and DreamerV3's RSSM (arXiv 2301.04104); sizes of our CPU model, measured in docs/experiments.md."""
 
+    kind: Literal["rssm", "vae-mdn-rnn"] = "rssm"
+    """`rssm`: DreamerV3's, set up here; `vae-mdn-rnn`: that of World Models (2018), set up in `world_models`, for which
+    the rest of this section does not count."""
     deter: int = 512
     """Width of the deterministic, recurrent part of the state."""
     hidden: int = 256
@@ -68,6 +71,43 @@ class WorldConfig:
     """Weight of KL(posterior || stop-gradient prior), which regularises the posterior (DreamerV3)."""
     decode_share: float = 0.5
     """Share of the time steps whose observation is reconstructed each update (unbiased; ours, halves the cost)."""
+
+
+@dataclass(frozen=True)
+class WorldModelsConfig:
+    """V and M of World Models (Ha and Schmidhuber 2018, arXiv 1803.10122 and its code); `world.kind` vae-mdn-rnn."""
+
+    latent: int = 32
+    """Dimensions of z (World Models, CarRacing: 32)."""
+    vision: Literal["patch", "2018"] = "patch"
+    """`patch`: the small encoder and decoder of our RSSM (cheap on CPU); `2018`: the original's, for 64 pixels only."""
+    depth: int = 32
+    """Channels of the first convolution of `patch`, multiplied by 1, 2, 4."""
+    tokens: int = 256
+    """Width of the `patch` encoder's output."""
+    kl_floor: float = 0.5
+    """Free nats per dimension of z; the KL is clipped after summing over them: 16 nats at 32 (World Models' code)."""
+    memory: int = 256
+    """Width of the LSTM (World Models, CarRacing: 256)."""
+    mixtures: int = 5
+    """Gaussians in a mixture (World Models: 5)."""
+    joint: bool = False
+    """One mixture over the whole of z, instead of one for each of its dimensions (World Models' code)."""
+    dropout: float = 0.0
+    """Share of the LSTM's candidate values dropped while M learns and while it dreams, never while it filters real
+    observations (Wellmer and Kwok 2021, "Dropout's Dream Land"; World Models: 0)."""
+    units: int = 256
+    """Width of the reward and continue heads, and of the encoder and decoder of vector observations (ours)."""
+    head_layers: int = 1
+    """Hidden layers of the reward and continue heads (as in our RSSM)."""
+    vector_layers: int = 1
+    """Hidden layers of the encoder and decoder of vector observations (as in our RSSM on CarRacing)."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Of all layers but the original's, which have none."""
+    bins: int = 255
+    """Two-hot bins of the reward head (DreamerV3: 255)."""
+    decode_share: float = 0.5
+    """Share of the time steps whose observation is reconstructed each update, as in the RSSM."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +204,7 @@ class Config:
 
     env: EnvConfig = field(default_factory=EnvConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
+    world_models: WorldModelsConfig = field(default_factory=WorldModelsConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -207,7 +248,6 @@ PRESETS: dict[str, Config] = {
     "carracing": Config(
         env=EnvConfig(read_score=True),
         world=WorldConfig(vector_layers=1),
-        policy=PolicyConfig(discount=0.997),
         optim=OptimConfig(policy_lr=3e-4, decay=0.3),
         eval_minutes=6.0,
         eval_episodes=20,
@@ -231,7 +271,14 @@ PRESETS: dict[str, Config] = {
     "100m": size(6144),
     "200m": size(8192),
 }
-"""Named configurations: `carracing` is the main job, `debug` runs in seconds, the rest are DreamerV3's sizes."""
+"""Named configurations: `carracing` is the main job, `debug` runs in seconds, those named by a size are DreamerV3's,
+`world-models` is the main job with the other world, `world-models-2018` the same with its published sizes."""
+PRESETS["world-models"] = replace(PRESETS["carracing"], world=WorldConfig(kind="vae-mdn-rnn"))
+PRESETS["world-models-2018"] = replace(
+    PRESETS["world-models"],
+    env=EnvConfig(),
+    world_models=WorldModelsConfig(vision="2018", decode_share=1.0),
+)
 
 TRACKS = {"train": 0, "select": 1_000_000, "report": 2_000_000}
 """First seeds of the disjoint ranges of real episodes: what trains, what selects a checkpoint, what is reported."""

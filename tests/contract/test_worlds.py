@@ -13,12 +13,26 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import ACTIONS, POLICY, SEEN, action, batch, expect_equal, observation, part, shake, state_of, world
+from tiny import (
+    ACTIONS,
+    POLICY,
+    SEEN,
+    action,
+    batch,
+    expect_equal,
+    observation,
+    part,
+    shake,
+    state_of,
+    vae_mdn_rnn,
+    world,
+)
 from torch import Tensor, nn
 
 import worldmodel.models
 from worldmodel.models.base import Batch, Step, WorldModel, dream
 from worldmodel.models.rssm import RSSM
+from worldmodel.models.world_models import VaeMdnRnn
 from worldmodel.policies.actor_critic import ActorCritic
 
 B, T, H = 4, 5, 3
@@ -65,6 +79,10 @@ WORLDS: dict[str, Callable[[str], WorldModel]] = {
     "rssm paper": lambda seen: world(seen, vision="paper", norm="rms"),
     "rssm bfloat16": lambda seen: world(seen, precision=torch.bfloat16),
     "rssm tempered": lambda seen: world(seen).tempered(1.5),
+    "vae-mdn-rnn": lambda seen: vae_mdn_rnn(seen),
+    "vae-mdn-rnn joint": lambda seen: vae_mdn_rnn(seen, joint=True),
+    "vae-mdn-rnn bfloat16": lambda seen: vae_mdn_rnn(seen, precision=torch.bfloat16),
+    "vae-mdn-rnn tempered": lambda seen: vae_mdn_rnn(seen).tempered(1.5),
     "drift": Drift,
 }
 CASES = [(name, seen) for name in WORLDS for seen in ("image", "vector", "both", "two images")]
@@ -72,7 +90,7 @@ ROWS = [
     (case, what)
     for case in CASES
     for what in ("observe", "imagine", "decode", "loss")
-    if case[0] != "rssm bfloat16"  # batches of another size are rounded otherwise: the likeliest latent may be another
+    if "bfloat16" not in case[0]  # batches of another size are rounded otherwise: the likeliest latent may be another
     and (what, case[1]) != ("decode", "vector")
 ]
 
@@ -96,7 +114,7 @@ def start_of(made: WorldModel, seen: str, width: int = B) -> Tensor:
 
 
 def random_batch(made: WorldModel, seen: str, discrete: bool = False) -> Batch:
-    if isinstance(made, RSSM):
+    if isinstance(made, (RSSM, VaeMdnRnn)):
         return batch(made, seen, T, B, discrete)
     blank = world(seen)
     whole = batch(blank, seen, T, B, discrete)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.config import WorldConfig
-from worldmodel.distributions import OneHot, TwoHot, categorical_kl, symlog, unimix
-from worldmodel.errors import UsageError
+from worldmodel.distributions import OneHot, TwoHot, categorical_kl, unimix
 from worldmodel.models.base import Batch, WorldModel
+from worldmodel.models.observations import image_shape, masked, reconstruction_loss, stacked_images
 from worldmodel.nets import (
     MLP,
     BlockLinear,
@@ -71,7 +71,7 @@ class RSSM(WorldModel):
     def observe(self, state: Tensor, action: Tensor, obs: dict[str, Tensor], is_first: Tensor) -> Tensor:
         with self._cast(state):
             x = self.post_obs(self.encoder(obs))
-            state, action = _masked(state, is_first), _masked(action, is_first)
+            state, action = masked(state, is_first), masked(action, is_first)
             return self._posterior(state, self.core.embed_action(action), x)[0]
 
     def advance(self, state: Tensor, action: Tensor, temperature: float = 1.0) -> Tensor:
@@ -131,10 +131,10 @@ class RSSM(WorldModel):
         steps, width = batch.is_first.shape
         tokens = self.encoder({k: v.flatten(0, 1) for k, v in batch.obs.items()})
         x = self.post_obs(tokens).reshape(steps, width, -1)
-        action = self.core.embed_action(_masked(batch.previous_action(), batch.is_first))
+        action = self.core.embed_action(masked(batch.previous_action(), batch.is_first))
         state, states, posteriors = batch.state, [], []
         for t in range(steps):
-            state, posterior = self._posterior(_masked(state, batch.is_first[t]), action[t], x[t])
+            state, posterior = self._posterior(masked(state, batch.is_first[t]), action[t], x[t])
             states.append(state)
             posteriors.append(posterior)
         return torch.stack(states), torch.stack(posteriors)
@@ -199,7 +199,7 @@ class Encoder(nn.Module):
         self.images = sorted(name for name, shape in observations.items() if len(shape) == 3)
         self.width = 0
         if self.images:
-            size, channels = _images(observations, self.images)
+            size, channels = image_shape(observations, self.images)
             self.image = (
                 PatchEncoder(size, channels, config.depth, config.tokens, config.norm)
                 if config.vision == "patch"
@@ -215,12 +215,7 @@ class Encoder(nn.Module):
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         out = []
         if self.images:
-            images = [_uint8(name, obs[name]) for name in self.images]
-            images = images[0] if len(images) == 1 else torch.cat(images, -1)
-            # Converted once, then in place: 8 bits fit bfloat16's precision, and memory traffic is what this costs.
-            low = torch.is_autocast_enabled(images.device.type)
-            dtype = torch.get_autocast_dtype(images.device.type) if low else torch.float32
-            out.append(self.image(images.to(dtype).mul_(1 / 255).sub_(0.5)))
+            out.append(self.image(stacked_images(obs, self.images).sub_(0.5)))
         out += [net(obs[name].float()) for name, net in self.vectors.items()]
         return torch.cat(out, -1) if len(out) > 1 else out[0]
 
@@ -233,7 +228,7 @@ class Decoder(nn.Module):
         c, stoch = config, config.stoch * config.classes
         self.images = {n: observations[n][2] for n in sorted(observations) if len(observations[n]) == 3}
         if self.images:
-            size, channels = _images(observations, list(self.images))
+            size, channels = image_shape(observations, list(self.images))
             self.image = (
                 PatchDecoder(c.deter + stoch, size, channels, c.depth, c.norm)
                 if c.vision == "patch"
@@ -252,37 +247,8 @@ class Decoder(nn.Module):
         return out | {name: net(features) for name, net in self.vectors.items()}
 
 
-def reconstruction_loss(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Sum of squares (N,): images (N, H, W, C) against uint8 / 255 after a sigmoid, vectors (N, D) in symlog space."""
-    if truth.dtype == torch.uint8:
-        error = torch.sigmoid(prediction.float()) - truth.float() / 255
-    else:
-        error = prediction.float() - symlog(truth.float())
-    return error.square().flatten(1).sum(-1)
-
-
 def kl_losses(posterior: Tensor, prior: Tensor, free_nats: float) -> tuple[Tensor, Tensor, Tensor]:
     """(dyn, rep, raw KL), each (...), of probabilities (..., K, C); clipped after summing over the K categoricals."""
     dyn = categorical_kl(posterior.detach(), prior)
     rep = categorical_kl(posterior, prior.detach())
     return dyn.clamp(min=free_nats), rep.clamp(min=free_nats), dyn.detach()
-
-
-def _masked(x: Tensor, is_first: Tensor) -> Tensor:
-    """`x` (..., D) with zeros where an episode begins (...): nothing is carried over, not even a NaN."""
-    return x.masked_fill(is_first.unsqueeze(-1), 0)
-
-
-def _images(observations: dict[str, tuple[int, ...]], names: list[str]) -> tuple[int, int]:
-    """(side, channels together) of the images; raises UsageError unless all are square and of one size."""
-    sides = {side for name in names for side in observations[name][:2]}
-    if len(sides) != 1:
-        shapes = {name: observations[name] for name in names}
-        raise UsageError(f"images must be square and of one size, not {shapes}: set --env.image-size, e.g. 64")
-    return sides.pop(), sum(observations[name][2] for name in names)
-
-
-def _uint8(name: str, image: Tensor) -> Tensor:
-    if image.dtype != torch.uint8:
-        raise TypeError(f"image {name!r} must be uint8 in 0..255 (it is normalised inside), not {image.dtype}")
-    return image

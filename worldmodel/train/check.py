@@ -9,18 +9,22 @@ from worldmodel.config import Config
 from worldmodel.errors import UsageError
 
 INTERVALS = {
-    "[0, inf)": "minutes frames updates pretrain eval_minutes save_minutes env.image_size world.head_layers "
+    "[0, inf)": "world_models.kl_floor world_models.head_layers "
+    "minutes frames updates pretrain eval_minutes save_minutes env.image_size world.head_layers "
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale policy.layers policy.starts policy.entropy "
     "policy.slow_scale policy.replay_value optim.warmup replay.online",
-    "[1, inf)": "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
+    "[1, inf)": "world_models.latent world_models.depth world_models.tokens world_models.memory world_models.mixtures "
+    "world_models.units world_models.vector_layers "
+    "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
     "world.classes world.units world.depth world.tokens policy.units policy.horizon replay.batch replay.length",
-    "[3, inf)": "world.bins policy.bins",
+    "[3, inf)": "world.bins world_models.bins policy.bins",
     "(0, inf)": "train_every policy.min_std policy.max_std optim.world_lr optim.policy_lr optim.agc optim.eps "
     "replay.gigabytes "
     "policy.temperature",
     "[0, 1]": "policy.lam policy.slow_rate policy.scale_rate optim.decay optim.final",
-    "[0, 1)": "policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 optim.average",
-    "(0, 1]": "world.decode_share",
+    "[0, 1)": "world_models.dropout policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 "
+    "optim.average",
+    "(0, 1]": "world.decode_share world_models.decode_share",
     "(0, 1)": "policy.discount",
     "[0, 9e18)": "seed",
 }
@@ -35,7 +39,7 @@ def check(config: Config) -> None:
             if not _inside(value, interval):
                 words = _words(interval) if math.isfinite(value) else "a finite number"
                 raise UsageError(f"{_flag(name)} must be {words}, not {value}")
-    for name in ("world.bins", "policy.bins"):
+    for name in ("world.bins", "world_models.bins", "policy.bins"):
         if attrgetter(name)(config) % 2 == 0:
             raise UsageError(f"{_flag(name)} must be odd, so that one bin is 0, not {attrgetter(name)(config)}")
     if not (config.minutes or config.frames or config.updates):

@@ -245,7 +245,7 @@ class Run:
         return {
             "selection": result.to_dict() if result else None, "cost": self._counters(), "seed": self.config.seed,
             "device": self.device, "precision": self.config.precision, "worldmodel": __version__,
-            "learning": "actor and critic learn from imagined trajectories only; no replay value loss",
+            "learning": learning(self.config.policy.replay_value),
         }  # fmt: skip
 
     def _status(self) -> dict[str, Any]:
@@ -328,6 +328,13 @@ class Run:
             return None
         judged = card["selection"]
         return {"score": judged["mean"]} | card["cost"] if judged else None
+
+
+def learning(replay_value: float) -> str:
+    """What the policy learned from, for the card of an agent."""
+    if not replay_value:
+        return "actor and critic learn from imagined trajectories only; no replay value loss"
+    return f"actor: imagined trajectories only; critic: these, and a replay value loss of {replay_value:g}"
 
 
 def stored_config(out: Path) -> Config | None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import gap_fakes
 import numpy as np
 import pytest
 import tiny
 import torch
-from gap_fakes import Deaf, Exact, Generous, Noisy
+from gap_fakes import Deaf, Doubtful, Exact, Generous, Noisy
 
 from worldmodel.eval.fidelity import PSNR_CAP, mse, psnr
 from worldmodel.eval.gap import horizons
 from worldmodel.eval.gap.filmstrips import film, filmstrips
-from worldmodel.eval.gap.horizon_report import half_life, report
-from worldmodel.eval.gap.similarity import ssim, track, track_iou
+from worldmodel.eval.gap.forks import Start
+from worldmodel.eval.gap.horizon_report import half_life, report, survival
+from worldmodel.eval.gap.similarity import ssim, ssim_map, track, track_iou
 
 STEPS = 20
 
@@ -100,6 +103,52 @@ def test_rewards_are_pooled_from_one_horizon_to_the_next(lived):
     assert sum(row["ends"] for row in rows.values()) == sum(ended) > 0
 
 
+def test_an_exact_dream_lives_as_long_as_reality(lived):
+    scores = measured(Exact(), lived)
+    found = report(scores)
+    for k in scores.horizons:
+        dreamed, real, clusters = survival(scores, k)
+        assert len(dreamed) == len(real) == len(clusters) > 0 and np.array_equal(dreamed, real)
+    row = found["horizons"]["15"]
+    assert row["survival_dream"] == row["survival_real"] < 1
+    assert [row["survival_gap_interval"][name] for name in ("mean", "low", "high")] == [0, 0, 0]
+    assert found["curves"]["survival_real"] == found["curves"]["survival_dream"]
+    assert [k for k, _ in found["curves"]["survival_real"]] == list(scores.horizons)
+
+
+def test_a_doubtful_dream_dies_too_soon(lived):
+    found = report(measured(Doubtful(), lived))
+    for k, row in found["horizons"].items():
+        assert row["survival_dream"] == pytest.approx(0.5 ** int(k)) and row["survival_real"] > 0.5
+        assert row["survival_gap_interval"]["mean"] == pytest.approx(row["survival_dream"] - row["survival_real"])
+        assert row["survival_gap_interval"]["high"] < 0
+
+
+def test_survival_counts_the_dead_and_the_living_of_the_same_windows():
+    def window(seed, t, length, truncated):
+        return Start(SimpleNamespace(seed=seed, length=length, truncated=truncated), t)
+
+    windows = (
+        window(1, 10, 20, True), window(1, 16, 20, True), window(2, 10, 12, False), window(2, 11, 12, False),
+        window(3, 17, 18, False), window(3, 8, 18, False), window(4, 10, 15, True),
+    )  # fmt: skip
+    dreamed = np.arange(70).reshape(10, 7) / 100
+    scores = horizons.Scores((1, 2, 5), windows, {}, np.zeros((10, 7, 3)), np.zeros((10, 7), bool), dreamed)
+
+    def expect(k, told):
+        found, real, clusters = survival(scores, k)
+        assert found.tolist() == [dreamed[k - 1, b] for b in told]
+        assert real.tolist() == list(map(float, told.values())) and clusters == [windows[b].seed for b in told]
+
+    expect(1, {0: 1, 1: 1, 2: 1, 3: 0, 4: 0, 5: 1, 6: 1})
+    expect(2, {0: 1, 1: 1, 2: 0, 3: 0, 4: 0, 5: 1, 6: 1})
+    expect(4, {0: 1, 1: 1, 2: 0, 3: 0, 5: 1, 6: 1})  # from 17 the limit of 20 is nearer: dead or not
+    expect(5, {0: 1, 2: 0, 3: 0, 5: 1, 6: 1})
+    expect(10, {0: 1, 2: 0, 5: 0})  # the last one was cut off before, by whatever
+    alone = horizons.Scores((5,), windows[2:6], {}, scores.rewards[:, 2:6], scores.terminal[:, 2:6], dreamed[:, 2:6])
+    assert survival(alone, 5)[1].tolist() == [0, 0, 0, 1], "without a time limit everybody can tell"
+
+
 def test_a_window_dreams_the_same_in_any_company(lived, monkeypatch):
     whole = measured(Noisy(), lived)
     monkeypatch.setattr(horizons, "CHUNK", 5)
@@ -108,6 +157,7 @@ def test_a_window_dreams_the_same_in_any_company(lived, monkeypatch):
     for name, values in whole.frames.items():
         assert np.allclose(values, parts.frames[name], equal_nan=True, rtol=1e-9), name
     assert np.array_equal(whole.rewards, parts.rewards, equal_nan=True)
+    assert np.array_equal(whole.survival, parts.survival)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +226,22 @@ def test_ssim_is_wangs():
         [slow_ssim(p[:12], q[:12]) for p, q in zip(a, b, strict=True)], abs=1e-5
     )
     assert np.isnan(ssim(a[:, :10], b[:, :10])).all()
+
+
+def test_psnr_and_ssim_are_torchmetrics():
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    rng = np.random.default_rng(0)
+    a = rng.random((3, 32, 24, 3)).astype(np.float32)
+    b = np.clip(a + 0.1 * rng.normal(size=a.shape), 0, 1).astype(np.float32)
+    p, q = (torch.from_numpy(x).permute(0, 3, 1, 2) for x in (a, b))
+    theirs = functional.peak_signal_noise_ratio(q, p, data_range=1.0, dim=(1, 2, 3), reduction="none")
+    assert psnr(mse(b, a)) == pytest.approx(theirs.numpy(), abs=1e-4)
+    _, full = functional.structural_similarity_index_measure(
+        q, p, data_range=1.0, reduction="none", return_full_image=True
+    )  # theirs averages over mirrored borders too, the paper's and ours over whole windows alone
+    whole = full[..., 5:-5, 5:-5].permute(0, 2, 3, 1)
+    assert np.abs(ssim_map(b, a) - whole.numpy()).max() < 1e-4
+    assert ssim(b, a) == pytest.approx(whole.mean((1, 2, 3)).numpy(), abs=1e-5)
 
 
 def test_the_track_is_what_is_not_grass():

@@ -115,6 +115,7 @@ def test_the_json_is_complete_finite_and_the_same_twice(tmp_path):
     assert first["provenance"]["agent_version"] == agent.version and first["provenance"]["seeds"] == list(range(9))
     assert first["real"]["n"] == 9 and first["values"]["dream"]["bias"]["n"] == 24
     assert first["temperature"] is None, "this world's noise cannot be scaled"
+    assert first["disagreement"]["horizons"]["5"]["windows"] > 0 and first["dialect"]["horizons"]["5"]["windows"] > 0
     for point in first["transfer"]["points"]:
         parts = point["dynamics"] + point["reward_head"] + point["feedback"]
         assert math.isclose(parts, point["gap"], abs_tol=1e-6)

@@ -86,8 +86,9 @@ def test_every_plot_has_its_numbers_behind_it(result):
 def test_the_verdict_comes_first_and_the_numbers_are_there(result):
     text = report.html(result)
     order = ["<h1>", result["verdict"]["name"], "Promised and paid", "Where the gap comes from", "Phantom reward",
-             "How far the dream carries", "from the best to the worst", "Blindfold", "Temperature", "The critic",
-             "What this does not show", "Provenance"]  # fmt: skip
+             "How far the dream carries", "share still going on", "from the best to the worst",
+             "Does it know when it is wrong?", "speak the encoder's language?", "Blindfold", "Temperature",
+             "The critic", "What this does not show", "Provenance"]  # fmt: skip
     places = [text.index(words) for words in order]
     assert places == sorted(places)
     assert result["provenance"]["agent_version"] in text and "worldmodel gap a run" in text
@@ -110,6 +111,9 @@ def test_strings_from_outside_cannot_speak(result):
     bad["provenance"]["scale"]["name"] = evil
     bad["provenance"]["versions"][evil] = evil
     bad["filmstrips"][0] |= {"alt": evil, "png": evil, "label": evil}
+    for name in ("disagreement", "dialect"):
+        row = bad[name]["horizons"]["5"] | {"auroc": 0.5, "useful": False}
+        bad[name]["horizons"] = {evil: row, "5": row}
     bad["horizons"]["horizons"] = {evil: next(iter(bad["horizons"]["horizons"].values())) | {evil: 1.0}}
     text = report.html(bad)
     assert "<script" not in text and "<img src=x" not in text
@@ -119,12 +123,50 @@ def test_strings_from_outside_cannot_speak(result):
 
 
 def test_what_was_not_measured_is_left_out(result):
-    bare = result | {"horizons": None, "values": None, "temperature": None, "blindfold": None, "filmstrips": []}
+    bare = result | {"horizons": None, "values": None, "temperature": None, "blindfold": None, "filmstrips": [],
+                     "disagreement": None, "dialect": None}  # fmt: skip
     text = report.html(bare)
     Page(text)
-    for words in ("How far the dream", "Blindfold", "Temperature", "The critic", "<img"):
+    for words in (
+        "How far the dream",
+        "Blindfold",
+        "Temperature",
+        "The critic",
+        "<img",
+        "when it is wrong",
+        "language",
+    ):
         assert words not in text
+    older = {name: value for name, value in bare.items() if name not in ("disagreement", "dialect")}
+    assert report.html(older) == text, "a gap.json from before they were measured"
     assert report.sentence(bare).startswith(result["verdict"]["name"])
+
+
+def test_disagreement_that_says_nothing_is_not_to_be_shown_as_confidence(result):
+    def told(**found):
+        rows = {k[1:]: {"windows": 40, "bad": 4, "disagreement": 0.1, "auroc": area, "auroc_interval": None,
+                        "auroc_path": area, "spearman": 0.0, "useful": useful}
+                for k, (area, useful) in found.items()}  # fmt: skip
+        text = report.html(result | {"disagreement": result["disagreement"] | {"horizons": rows}})
+        Page(text)
+        return text
+
+    text = told(k1=(0.7, True), k5=(0.59, False), k15=(0.31, False), k50=(0.65, None), k100=(None, None))
+    assert "At 5, 15 imagined steps (AUROC below 0.6) it must not be shown as confidence" in text
+    assert "At 1 it tells bad dreams from good" in text and "At 50 too few bad dreams" in text
+    text = told(k1=(0.61, True))
+    assert "must not" not in text and "At 1 it tells" in text and "too few bad" not in text
+    assert "when it is wrong" not in told(k1=(None, None)), "nothing can be told"
+
+
+def test_the_new_parts_are_measured_and_shown(result):
+    shown, measured = Page(report.html(result)), result["disagreement"]
+    assert measured["heads"] == 5 and measured["horizons"]["5"]["auroc"] is not None
+    assert {"1", "5"} <= set(result["dialect"]["horizons"])
+    assert result["horizons"]["horizons"]["5"]["survival_real"] is not None
+    words = " ".join(shown.words)
+    assert svg.number(measured["horizons"]["5"]["auroc"]) in words
+    assert svg.number(result["dialect"]["horizons"]["5"]["dream_distance"]) in words
 
 
 def test_writing_gives_both_files(result, tmp_path):

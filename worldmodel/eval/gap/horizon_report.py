@@ -22,7 +22,8 @@ def report(scores: Scores, horizons: Sequence[int] = HORIZONS) -> dict[str, Any]
     return {
         "windows": len(scores.windows), "context": CONTEXT, "horizons": table,
         "skill": dict((str(k), s) for k, s in skills), "half_life": half_life(skills),
-        "curves": {name: _curve(values, scores.horizons) for name, values in scores.frames.items()},
+        "curves": {name: _curve(values, scores.horizons) for name, values in scores.frames.items()}
+        | survival_curves(scores),
         "points": [
             {"seed": w.seed, "t": w.t, **{name: _number(scores.frames[name][scores.horizons.index(k), b])
                                           for name in ("dream_psnr",) if name in scores.frames}, "k": k}
@@ -65,7 +66,38 @@ def _at(scores: Scores, k: int) -> dict[str, Any]:
         if name in ("dream_psnr", "action_fidelity") and known.any():
             clusters = [w.seed for w, there in zip(scores.windows, known, strict=True) if there]
             out[f"{name}_interval"] = cluster_mean(values[row, known], clusters).to_dict()
+    dreamed, real, clusters = survival(scores, k)
+    if len(real):
+        out |= {"survival_dream": float(dreamed.mean()), "survival_real": float(real.mean()),
+                "survival_windows": len(real),
+                "survival_gap_interval": cluster_mean(dreamed - real, clusters).to_dict()}  # fmt: skip
     return out
+
+
+def survival(scores: Scores, k: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Is the dream as likely to go on for k steps as reality is? Of the n windows that can tell: the product of the
+    dreamed conts (n,), whether the episode really went on (n,), and the episode's seed.
+
+    A window can tell unless a time limit would have cut it off by then, whether or not the episode came to live that
+    long: leaving out the cut ones alone would count the dead of the late windows and not their survivors. The limit is
+    the length of the longest truncated episode; unknown, and of no concern, where none was truncated.
+    """
+    limit = max((w.lived.length for w in scores.windows if w.lived.truncated), default=None)
+    dreamed, real, clusters = [], [], []
+    for b, window in enumerate(scores.windows):
+        left = window.lived.length - window.t
+        if (limit is None or window.t + k <= limit) and not (window.lived.truncated and k > left):
+            dreamed.append(scores.survival[k - 1, b])
+            real.append(float(k < left or window.lived.truncated))
+            clusters.append(window.seed)
+    return np.array(dreamed), np.array(real), clusters
+
+
+def survival_curves(scores: Scores) -> dict[str, list[list[float]]]:
+    """`survival_dream`, `survival_real`: [k, mean] over the windows that can tell."""
+    known = [(k, *survival(scores, k)[:2]) for k in scores.horizons]
+    return {name: [[k, float(found[i].mean())] for k, *found in known if len(found[i])]
+            for i, name in enumerate(("survival_dream", "survival_real"))}  # fmt: skip
 
 
 def _band(scores: Scores, low: int, high: int) -> dict[str, Any]:

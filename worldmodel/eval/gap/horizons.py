@@ -11,7 +11,7 @@ is that of the whole episode up to there, not of a few frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,9 @@ class Scores:
     """(steps, windows, 3): dreamed reward, real reward, dreamed cont."""
     terminal: np.ndarray
     """(steps, windows) bool: the episode really ended here."""
+    survival: np.ndarray
+    """(steps, windows): dreamed probability of still going on, the product of the conts so far; also beyond the end of
+    the episode, where the dream is given zeros as actions."""
 
 
 def choose_windows(
@@ -80,10 +83,18 @@ def measure(
         _chunk(agent, windows[begin : begin + CHUNK], ruler, steps, horizons, seed)
         for begin in range(0, len(windows), CHUNK)
     ]
-    names = sorted({name for frames, _, _ in parts for row in frames for name in row})
-    tables = {name: np.concatenate([_stack(frames, name, t.shape[1]) for frames, _, t in parts], 1) for name in names}
-    rewards, terminal = (np.concatenate([part[i] for part in parts], 1) for i in (1, 2))
-    return Scores(horizons, tuple(windows), tables, rewards, terminal)
+    names = sorted({name for part in parts for row in part[0] for name in row})
+    tables = {n: np.concatenate([_stack(part[0], n, part[1].shape[1]) for part in parts], 1) for n in names}
+    rewards, terminal, survival = (np.concatenate([part[i] for part in parts], 1) for i in (1, 2, 3))
+    return Scores(horizons, tuple(windows), tables, rewards, terminal, survival)
+
+
+def redream(agent: Agent, scores: Scores, seed: int) -> Iterator[tuple[Windows, Dream]]:
+    """The very dreams that were measured with this `seed`, under the true actions: as many windows at once as then."""
+    steps = len(scores.rewards)
+    for begin in range(0, len(scores.windows), CHUNK):
+        windows = scores.windows[begin : begin + CHUNK]
+        yield windows, dream_from(agent, agent.world, windows, steps, real_plans(windows, steps), seed)
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,7 @@ def _stack(rows: Rows, name: str, windows: int) -> np.ndarray:
 
 def _chunk(
     agent: Agent, windows: Windows, ruler: Ruler, steps: int, horizons: Sequence[int], seed: int
-) -> tuple[Rows, np.ndarray, np.ndarray]:
+) -> tuple[Rows, np.ndarray, np.ndarray, np.ndarray]:
     true = dream_from(agent, agent.world, windows, steps, real_plans(windows, steps), seed)
     shuffled = dream_from(agent, agent.world, windows, steps, shuffled_plans(windows, ruler.actions, steps, seed), seed)
     rows: Rows = []
@@ -141,7 +152,7 @@ def _chunk(
             if ruler.mean_frame is not None:
                 values |= _frames(agent, chosen, true.states[k, reach], shuffled.states[k, reach], k, ruler)
         rows.append({name: (reach, value) for name, value in values.items()})
-    return rows, *_outcomes(windows, true, steps)
+    return rows, *_outcomes(windows, true, steps), true.conts.double().cumprod(0).cpu().numpy()
 
 
 def _frames(
@@ -150,7 +161,7 @@ def _frames(
     """Every picture at k imagined steps beside the true one; one value a window."""
     truth = np.stack([w.lived.recording.image[w.t + k] for w in windows])
     with torch.no_grad():
-        states = torch.stack([true, _posteriors(agent, windows, k), shuffled])
+        states = torch.stack([true, posteriors(agent, windows, k), shuffled])
         dreamed, rebuilt, misled = pictures(agent.world, states).float().cpu().numpy()
     streams = {
         "dream": dreamed, "reconstruction": rebuilt,
@@ -179,22 +190,25 @@ def _latent(agent: Agent, windows: Windows, states: Tensor, k: int, ruler: Ruler
     the dream is surprised when it may look at last, for worlds with `surprise(state, obs) -> (B,)`."""
     out: dict[str, np.ndarray] = {}
     with torch.no_grad():
-        dreamed, seen = (agent.world.features(x).double() for x in (states, _posteriors(agent, windows, k)))
+        dreamed, seen = (agent.world.features(x).double() for x in (states, posteriors(agent, windows, k)))
         if ruler.spread > 0:
             out["drift"] = ((dreamed - seen).square().sum(-1).sqrt() / ruler.spread).cpu().numpy()
         if hasattr(agent.world, "surprise"):
-            obs = {
-                name: torch.from_numpy(np.stack([w.lived.recording.obs[name][w.t + k] for w in windows]))
-                for name in windows[0].lived.recording.obs
-            }
-            there = {name: value.to(states.device) for name, value in obs.items()}
-            out["kl"] = agent.world.surprise(states, there).double().cpu().numpy()
+            out["kl"] = agent.world.surprise(states, seen_at(windows, k, states.device)).double().cpu().numpy()
     return out
 
 
-def _posteriors(agent: Agent, windows: Windows, k: int) -> Tensor:
+def posteriors(agent: Agent, windows: Windows, k: int) -> Tensor:
     """(B, S): what the agent really knew k steps after the origin."""
     return torch.from_numpy(np.stack([w.lived.states[w.t + k] for w in windows])).to(device_of(agent.world))
+
+
+def seen_at(windows: Windows, k: int, device: torch.device) -> dict[str, Tensor]:
+    """name -> (B, ...): what was really observed k steps after the origin."""
+    return {
+        name: torch.from_numpy(np.stack([w.lived.recording.obs[name][w.t + k] for w in windows])).to(device)
+        for name in windows[0].lived.recording.obs
+    }
 
 
 def _outcomes(windows: Windows, true: Dream, steps: int) -> tuple[np.ndarray, np.ndarray]:

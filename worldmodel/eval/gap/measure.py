@@ -21,6 +21,8 @@ from worldmodel.config import TRACKS, to_dict
 from worldmodel.errors import UsageError
 from worldmodel.eval.gap import horizon_report, horizons, temperature, values
 from worldmodel.eval.gap.blindfold import EVERY, blindfold
+from worldmodel.eval.gap.dialect import dialect
+from worldmodel.eval.gap.disagreement import disagreement
 from worldmodel.eval.gap.episodes import Lived, episodes
 from worldmodel.eval.gap.filmstrips import filmstrips
 from worldmodel.eval.gap.forks import Start, choose_starts
@@ -107,8 +109,8 @@ def measure(
         starts, horizon = starts_of(lived, scale, task, seed)
         say(f"transfer: {len(starts)} starts, {horizon} steps")
         result = transfer(pilot, starts, horizon, env, sample=sample, seed=seed)
-        say("open loop, filmstrips")
-        open_loop, strips = look(pilot, lived, scale, task, seed)
+        say("open loop, filmstrips, dialect, disagreement")
+        looked = look(pilot, lived, scale, task, seed)
         say("critic, temperatures")
         points = horizons.choose_windows(lived, settle=task.settle, context=1, seed=seed, limit=scale.windows)
         calibration = values.calibration(pilot, points, seed)
@@ -123,11 +125,10 @@ def measure(
         "schema_version": SCHEMA_VERSION,
         **headline(result, lived, task),
         "real": real(lived),
-        "horizons": open_loop,
+        **looked,
         "values": calibration and calibration | {"dream": value_of_dream(result)},
         "temperature": sweep,
         "blindfold": blind,
-        "filmstrips": strips,
         "provenance": provenance(pilot, task, scale, seeds, sample, seed, command)
         | {"wall_seconds": round(time.perf_counter() - began, 1)},
     }
@@ -146,15 +147,19 @@ def starts_of(lived: Sequence[Lived], scale: Scale, task: Task, seed: int) -> tu
     raise UsageError(f"the episodes of {task.env_id} end too soon to measure anything: after {longest} steps at most")
 
 
-def look(
-    agent: Agent, lived: Sequence[Lived], scale: Scale, task: Task, seed: int
-) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """The open-loop report and its filmstrips; None where no episode is long enough for a window."""
+def look(agent: Agent, lived: Sequence[Lived], scale: Scale, task: Task, seed: int) -> dict[str, Any]:
+    """What is measured on open-loop windows: `horizons`, `filmstrips`, `dialect` and `disagreement`; nothing where no
+    episode is long enough for a window."""
     windows = horizons.choose_windows(lived, settle=task.settle, seed=seed, limit=scale.windows)
     if not windows:
-        return None, []
+        return {"horizons": None, "filmstrips": [], "dialect": None, "disagreement": None}
     scores = horizons.measure(agent, windows, lived, scale.open_loop, car_racing=task.car_racing, seed=seed)
-    return horizon_report.report(scores), filmstrips(agent, scores, scale.open_loop, seed)
+    return {
+        "horizons": horizon_report.report(scores),
+        "filmstrips": filmstrips(agent, scores, scale.open_loop, seed),
+        "dialect": dialect(agent, scores, seed),
+        "disagreement": disagreement(agent, scores, lived, seed=seed),
+    }
 
 
 def real(lived: Sequence[Lived]) -> dict[str, Any]:

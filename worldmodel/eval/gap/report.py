@@ -6,44 +6,18 @@ numbers in a table behind it; every string from outside is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from worldmodel import storage
+from worldmodel.eval.gap.page import by_steps, columns, curves, figure, page, pm, table
 from worldmodel.eval.gap.svg import dots, lines, number, whiskers
 
 Json = dict[str, Any]
 
 SHARES = {"dynamics": "dynamics", "reward_head": "reward head", "feedback": "feedback"}
-
-CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-
-STYLE = """
-:root{color-scheme:light dark;--bg:#fbfbfc;--fg:#16191d;--soft:#5b6470;--rule:#d5dae0;--zone:#34c76c33;--panel:#fff;
---c0:#2563eb;--c1:#15803d;--c2:#c2410c;--c3:#7c3aed;--c4:#0e7490;--c5:#a16207}
-@media (prefers-color-scheme:dark){:root{--bg:#12151a;--fg:#eceef1;--soft:#98a1ad;--rule:#333a44;--panel:#191d23;
---c0:#60a5fa;--c1:#4ade80;--c2:#fb923c;--c3:#c4b5fd;--c4:#67e8f9;--c5:#fde047}}
-body{background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;
-padding:0 1rem}
-h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2.4rem;border-top:1px solid var(--rule);padding-top:1rem}
-.verdict{background:var(--panel);border:1px solid var(--rule);border-left:.5rem solid var(--soft);padding:1rem 1.2rem}
-.verdict b{font-size:1.7rem;display:block}.FAITHFUL{border-left-color:var(--c1)}.OPTIMISTIC{border-left-color:var(--c5)}
-.EXPLOITED{border-left-color:var(--c2)}.PESSIMISTIC{border-left-color:var(--c0)}
-p,figcaption,li{max-width:52rem}small,figcaption,.legend{color:var(--soft);font-size:.88rem}figure{margin:1rem 0}
-svg{width:100%;max-width:720px;height:auto;background:var(--panel);border:1px solid var(--rule)}
-img{max-width:100%;height:auto;border:1px solid var(--rule)}
-.label{fill:var(--soft);font:12px system-ui,sans-serif}.grid{stroke:var(--rule);stroke-width:1;opacity:.6}
-.axis{stroke:var(--soft)}.diagonal{stroke:var(--soft);stroke-dasharray:5 4}.whisker{stroke:var(--c0);stroke-width:3}
-.zone{fill:var(--zone)}.line{fill:none;stroke-width:2}
-.key{display:inline-block;width:1em;height:.3em;margin:0 .4em .2em 0}
-.legend span{margin-right:1.2em;white-space:nowrap}.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-td,th{border-bottom:1px solid var(--rule);padding:.2rem .7rem;text-align:right}
-td:first-child,th:first-child{text-align:left}
-""" + "".join(f".line.c{i}{{stroke:var(--c{i})}}.dot.c{i}{{fill:var(--c{i})}}.key.c{i}{{background:var(--c{i})}}\n"
-              for i in range(6))  # fmt: skip
 
 
 def write(result: Json, out: str | Path, name: str = "gap", draw: Callable[[Json], str] | None = None) -> list[str]:
@@ -61,7 +35,7 @@ def sentence(result: Json) -> str:
     life = (result["horizons"] or {}).get("half_life") or {}
     lines_ = [
         f"{result['verdict']['name']}: {result['verdict']['reason']}",
-        f"dream {_pm(returns['dream'])} against reality {_pm(returns['real'])} over {transfer['horizon']} steps "
+        f"dream {pm(returns['dream'])} against reality {pm(returns['real'])} over {transfer['horizon']} steps "
         f"from {transfer['starts']} starts in {transfer['episodes']} episodes",
         f"g = {split}",
         f"phantom rate {phantom['rate']:.2f}, the other way round {phantom['mirror']:.2f}; impossible returns "
@@ -85,22 +59,11 @@ def short(result: Json) -> Json:
 def html(result: Json) -> str:
     """The page. Parts of the JSON that are null are left out."""
     parts: list[Callable[[Json], str]] = [
-        _verdict, _transfer, _split, _phantom, _horizons, _filmstrips, _blindfold, _temperature, _values, _limits,
-        _provenance,
+        _verdict, _transfer, _split, _phantom, _horizons, _filmstrips, _disagreement, _dialect, _blindfold,
+        _temperature, _values, _limits, _provenance,
     ]  # fmt: skip
     title = f"Dream-to-reality gap of {result['provenance']['task']['env_id']}"
     return page(title, "\n".join(part(result) for part in parts))
-
-
-def page(title: str, body: str) -> str:
-    """A whole document around `body`, which is HTML already."""
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(CSP)}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>\n"
-        f"{body}\n</body></html>\n"
-    )
 
 
 # -- the parts, in their order ----------------------------------------------------------------------------------------
@@ -130,22 +93,22 @@ def _transfer(result: Json) -> str:
     steps = t["horizon"]
     names = {"dream": "dream, own actions", "real": "reality, own actions", "replay": "reality, dreamed actions",
              "redream": "dream, real actions"}  # fmt: skip
-    curves = {label: list(enumerate([0.0, *t["by_step"][name]])) for name, label in names.items()}
+    drawn = {label: list(enumerate([0.0, *t["by_step"][name]])) for name, label in names.items()}
     points = [(p["real"], p["dream"]) for p in t["points"]]
     rows = [[p["seed"], p["t"], *(p[n] for n in ("dream", "posterior", "replay", "real", "gap", "random"))]
             for p in t["points"]]  # fmt: skip
     return (
         f"<h2>Promised and paid</h2><p>From {t['starts']} real moments on {t['episodes']} held-out tracks the policy "
-        f"dreams {steps} steps, and reality goes on for as long. Dream {_pm(t['returns']['dream'])}, reality "
-        f"{_pm(t['returns']['real'])}, random actions {_pm(t['returns']['random'])}. Full episodes: "
+        f"dreams {steps} steps, and reality goes on for as long. Dream {pm(t['returns']['dream'])}, reality "
+        f"{pm(t['returns']['real'])}, random actions {pm(t['returns']['random'])}. Full episodes: "
         f"{number(result['real']['mean'])} on average (n = {result['real']['n']}).</p>"
-        + _figure(dots(points, "real return", "dreamed return", "dreamed against real return of every start"),
+        + figure(dots(points, "real return", "dreamed return", "dreamed against real return of every start"),
                   "Every dot is a start; above the line the dream promises too much.",
                   ["track", "step", "dream", "posterior", "replay", "real", "gap", "random"], rows)
-        + _figure(lines(curves, "steps", "mean return so far", "mean return over the steps of dream and reality"),
+        + figure(lines(drawn, "steps", "mean return so far", "mean return over the steps of dream and reality"),
                   "Actions chosen in the dream are also taken in reality, and the other way round: where the future "
                   "cannot be foreseen, both foreign curves fall below their own.",
-                  ["step", *curves], _columns(curves))
+                  ["step", *drawn], columns(drawn))
     )  # fmt: skip
 
 
@@ -157,7 +120,7 @@ def _split(result: Json) -> str:
         "actions do not. Reward head: the heads pay, reality does not. Feedback: what the policy loses by not seeing, "
         f"which counts against the dream's promises. The three sum to the gap exactly (largest error "
         f"{t['split_error']:.1e}).</p>"
-        + _figure(whiskers(shares, "share of g", "dynamics, reward head and feedback as shares of g"),
+        + figure(whiskers(shares, "share of g", "dynamics, reward head and feedback as shares of g"),
                   "Means over starts with 95 % intervals.", ["part", "mean", "low", "high"], shares)
     )  # fmt: skip
 
@@ -182,23 +145,25 @@ def _horizons(result: Json) -> str:
         return ""
     told = {"dream": "dream", "reconstruction": "reconstruction (ceiling)", "persistence": "last frame (floor)",
             "mean_frame": "mean frame (floor)", "shuffled": "dream, shuffled actions"}  # fmt: skip
-    life, curves = h["half_life"], h["curves"]
-    columns = {k: h["horizons"][k] for k in sorted(h["horizons"], key=lambda k: (len(k), k))}  # JSON may sort by letter
+    life, means, by_k = h["half_life"], h["curves"], by_steps(h["horizons"])
     half = f"{life['steps']:.1f} steps" if life["steps"] else f"beyond {life['beyond']}" if life["beyond"] else "none"
-    names = sorted({name for row in columns.values() for name in row if not name.endswith("_interval")} - {"steps"})
-    rows = [[name.replace("_", " "), *(row.get(name) for row in columns.values())] for name in names]
+    names = sorted({name for row in by_k.values() for name in row if not name.endswith("_interval")} - {"steps"})
+    rows = [[name.replace("_", " "), *(row.get(name) for row in by_k.values())] for name in names]
     out = [
         f"<h2>How far the dream carries</h2><p>{h['windows']} windows on held-out tracks; dream half-life {half} "
         "(until the skill against the last frame has halved). Rewards and ends are counted from one horizon to the "
         "next.</p>",
-        '<div class="wide">', table(["at imagined steps", *columns], rows), "</div>",
+        '<div class="wide">', table(["at imagined steps", *by_k], rows), "</div>",
     ]  # fmt: skip
     for ending, label in {"psnr": "PSNR, dB", "track_iou": "overlap of the track (IoU)"}.items():
-        series = {label_: curves.get(f"{name}_{ending}", []) for name, label_ in told.items()}
-        out.append(_curves(series, "imagined steps", label))
+        series = {label_: means.get(f"{name}_{ending}", []) for name, label_ in told.items()}
+        out.append(curves(series, "imagined steps", label))
     for name, label in {"drift": "drift of the state, in standard deviations", "kl": "surprise at looking, nats",
                         "action_fidelity": "PSNR lost by shuffling the actions, dB"}.items():  # fmt: skip
-        out.append(_curves({label: curves.get(name, [])}, "imagined steps", label))
+        out.append(curves({label: means.get(name, [])}, "imagined steps", label))
+    told = {"dream": "dream", "real": "reality"}
+    series = {label: means.get(f"survival_{name}", []) for name, label in told.items()}
+    out.append(curves(series, "imagined steps", "share still going on"))
     return "".join(out)
 
 
@@ -212,6 +177,61 @@ def _filmstrips(result: Json) -> str:
     return "<h2>Dreams, from the best to the worst</h2>" + "".join(strips) if strips else ""
 
 
+def _disagreement(result: Json) -> str:
+    d = result.get("disagreement")
+    if not d:
+        return ""
+    by_k = by_steps(d["horizons"])
+    weak, strong, open_ = (
+        [k for k, row in by_k.items() if row["useful"] is told and row["auroc"] is not None]
+        for told in (False, True, None)
+    )
+    said = (
+        f"<strong>At {escape(', '.join(weak))} imagined steps (AUROC below {number(d['useful_from'])}) it must not be "
+        "shown as confidence.</strong>" if weak else ""
+    )  # fmt: skip
+    may = f"At {escape(', '.join(strong))} it tells bad dreams from good. " if strong else ""
+    may += f"At {escape(', '.join(open_))} too few bad dreams were seen to tell it from a coin." if open_ else ""
+    rows = [[k, row["windows"], row["bad"], row["disagreement"], row["auroc"], *(row["auroc_interval"] or (None, None)),
+             row["auroc_path"], row["spearman"]] for k, row in by_k.items()]  # fmt: skip
+    points = [(int(k), row["auroc"]) for k, row in by_k.items() if k.isdecimal() and row["auroc"] is not None]
+    if not points:
+        return ""
+    coin = [(x, 0.5) for x, _ in points]
+    what = "the picture's squared error" if d["error"] == "dream_mse" else "the drift of the state"
+    return (
+        f"<h2>Does it know when it is wrong?</h2><p>{d['heads']} small heads learned the next state from "
+        f"{d['transitions']} real steps of {len(d['learned_from'])} tracks; on the {len(d['judged_on'])} others their "
+        f"disagreement is a detector of {what} above its {d['bad_above']:.0%} quantile. AUROC 0.5 is a coin. {said} "
+        f"{may}</p>"
+        + figure(lines({"disagreement": points, "coin": coin}, "imagined steps", "AUROC", "AUROC by imagined steps"),
+                  "Low and high: 95 % bootstrap over episodes. Path: the mean disagreement of all steps so far.",
+                  ["at imagined steps", "windows", "bad", "disagreement", "AUROC", "low", "high", "AUROC of the path",
+                   "Spearman"], rows)
+    )  # fmt: skip
+
+
+def _dialect(result: Json) -> str:
+    d = result.get("dialect")
+    if not d:
+        return ""
+    told = {"dream": "dream", "real": "real posterior (floor)"}
+    by_k = by_steps(d["horizons"])
+    rows = [[k, r["windows"], *(r[f"{n}_{m}"] for m in ("cosine", "distance") for n in told),
+             *(r["excess"][e] for e in ("mean", "low", "high"))] for k, r in by_k.items()]  # fmt: skip
+    out = [
+        "<h2>Does the dream speak the encoder's language?</h2><p>A dreamed state is drawn, and its picture observed as "
+        "if it were real: how far does the encoder take it for something else? The same with real states is the floor, "
+        'and the excess what is dialect.</p><div class="wide">',
+        table(["at imagined steps", "windows", "cosine, dream", "cosine, real", "distance, dream", "distance, real",
+               "excess", "low", "high"], rows), "</div>",
+    ]  # fmt: skip
+    for ending, label in {"distance": "relative distance of the features", "cosine": "cosine of the features"}.items():
+        series = {name_: d["curves"].get(f"{name}_{ending}", []) for name, name_ in told.items()}
+        out.append(curves(series, "imagined steps", label))
+    return "".join(out)
+
+
 def _blindfold(result: Json) -> str:
     b = result["blindfold"]
     if not b:
@@ -220,7 +240,7 @@ def _blindfold(result: Json) -> str:
     points = [(r["every"], r["return"]["mean"]) for r in b["rows"]]
     half = f"half of it is lost at a look every {b['half']:.1f} steps" if b["half"] else "it never falls to one half"
     return "<h2>Blindfold</h2><p>The policy drives in reality, and sees a frame only every k steps; in between it " \
-        f"acts on its dream. Of the return with all frames, {half}.</p>" + _figure(
+        f"acts on its dream. Of the return with all frames, {half}.</p>" + figure(
             lines({"real return": points}, "a look every k steps", "real return", "real return by how often it looks"),
             "", ["every", "share", "return", "low", "high"], rows)  # fmt: skip
 
@@ -233,7 +253,7 @@ def _temperature(result: Json) -> str:
     rows = [[r["temperature"], r["dream"]["mean"], r["real"]["mean"],
              *(r["gap"][k] for k in ("mean", "low", "high"))] for r in sweep]  # fmt: skip
     return "<h2>Temperature</h2><p>The same policy, dreamed at several temperatures; it was not trained at them.</p>" \
-        + _figure(lines(series, "temperature", "return", "dreamed and real return by temperature"), "",
+        + figure(lines(series, "temperature", "return", "dreamed and real return by temperature"), "",
                   ["temperature", "dream", "reality", "gap", "low", "high"], rows)  # fmt: skip
 
 
@@ -244,10 +264,10 @@ def _values(result: Json) -> str:
     points = [(p["value"], p["realised"]) for p in v["points"]]
     rows = [[p["seed"], p["t"], p["value"], p["realised"], "yes" if p["bootstrapped"] else ""] for p in v["points"]]
     return (
-        f"<h2>The critic</h2><p>Value less realised discounted return: {_pm(v['bias'])} (slope {number(v['slope'])}, "
+        f"<h2>The critic</h2><p>Value less realised discounted return: {pm(v['bias'])} (slope {number(v['slope'])}, "
         f"R² {number(v['r2'])}). Where a time limit cut the episode off ({v['bootstrapped']:.0%} of the points) the "
         f"critic's own value stands for the rest, {v['bootstrap_part']:.0%} of those returns.</p>"
-        + _figure(dots(points, "value", "realised", "realised discounted return against the critic's value"),
+        + figure(dots(points, "value", "realised", "realised discounted return against the critic's value"),
                   "Below the line the critic is optimistic.",
                   ["track", "step", "value", "realised", "bootstrapped"], rows)
     )  # fmt: skip
@@ -276,40 +296,3 @@ def _provenance(result: Json) -> str:
         "schema": result["schema_version"],
     } | {name: p["versions"][name] for name in sorted(p["versions"])}  # fmt: skip
     return "<h2>Provenance</h2>" + table(["", ""], [[k, str(v)] for k, v in facts.items()])
-
-
-# -- building blocks --------------------------------------------------------------------------------------------------
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """An HTML table; numbers are shortened, strings escaped, None is a dash."""
-
-    def cell(value: Any) -> str:
-        return escape(value) if isinstance(value, str) else number(value)
-
-    top = "".join(f"<th>{escape(str(name))}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _figure(plot: str, caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    if not plot:
-        return ""
-    data = f'<details><summary>data</summary><div class="wide">{table(head, rows)}</div></details>'
-    return f"<figure>{plot}<figcaption>{escape(caption)}</figcaption>{data}</figure>"
-
-
-def _curves(series: dict[str, list[Any]], x: str, y: str) -> str:
-    drawn = {name: [(k, v) for k, v in points] for name, points in series.items() if points}
-    return _figure(lines(drawn, x, y, f"{y} by {x}"), "", [x, *drawn], _columns(drawn))
-
-
-def _columns(series: dict[str, list[tuple[float, float]]]) -> list[list[float | None]]:
-    """[x, y of every series] for every x that any of them has."""
-    tables = [dict(points) for points in series.values()]
-    return [[x, *(t.get(x) for t in tables)] for x in sorted(set().union(*tables))]
-
-
-def _pm(interval: Json) -> str:
-    text = number(interval["mean"])
-    return text if interval["low"] is None else f"{text} [{number(interval['low'])}, {number(interval['high'])}]"

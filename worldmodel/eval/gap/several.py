@@ -16,8 +16,8 @@ from worldmodel import storage
 from worldmodel.errors import UsageError
 from worldmodel.eval.gap.intervals import cluster_mean
 from worldmodel.eval.gap.measure import SCHEMA_VERSION
+from worldmodel.eval.gap.page import page, table
 from worldmodel.eval.gap.policies import predictivity
-from worldmodel.eval.gap.report import page, table
 from worldmodel.eval.gap.svg import dots, number
 
 Json = dict[str, Any]
