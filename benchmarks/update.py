@@ -7,6 +7,7 @@ python -m benchmarks.update --preset carracing         the same as a table
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,13 +20,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldmodel.config import Config, preset
-from worldmodel.envs import Spaces
+from worldmodel.envs import Spaces, make
 from worldmodel.eval.machine import cpu_model
 from worldmodel.train.clock import Clock
 from worldmodel.train.dreamer import Dreamer
 from worldmodel.train.schedule import fast_precision, random_batch
-
-CARRACING = Spaces({"image": (64, 64, 3)}, discrete=False, actions=2)
 
 
 def main() -> None:
@@ -54,8 +53,10 @@ def main() -> None:
 def measure(config: Config, updates: int) -> dict[str, object]:
     """Times `updates` whole updates on noise, counts the multiplications of one, and measures the matrix peak."""
     clock = Clock()
-    dreamer = Dreamer(config, CARRACING, "cpu", clock)
-    batch = random_batch(config, CARRACING, dreamer.agent.world.width, "cpu")
+    with contextlib.closing(make(config.env)) as env:
+        spaces = Spaces.of(env)
+    dreamer = Dreamer(config, spaces, "cpu", clock)
+    batch = random_batch(config, spaces, dreamer.agent.world.width, "cpu")
     with FlopCounterMode(display=False) as counter:
         dreamer.update(batch)
     clock.seconds.clear()

@@ -112,7 +112,7 @@ class WorldModelsConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """DreamerV3's actor-critic, trained only on imagined trajectories."""
+    """DreamerV3's actor-critic: the actor learns from dreams only, the critic too unless `replay_value` is on."""
 
     units: int = 256
     """Width of actor and critic."""

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from worldmodel.errors import NumericalError, WorldModelError
-from worldmodel.eval.randomness import RowNoise, generator
+from worldmodel.randomness import RowNoise, generator
 
 if TYPE_CHECKING:
     from worldmodel.agent import Agent

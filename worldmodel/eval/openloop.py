@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from worldmodel.errors import UsageError
-from worldmodel.eval.randomness import RowNoise, generator, local_randomness
 from worldmodel.eval.recording import Recording
 from worldmodel.models.base import WorldModel, dream
+from worldmodel.randomness import RowNoise, generator, local_randomness
 
 if TYPE_CHECKING:
     from worldmodel.agent import Agent

@@ -28,9 +28,9 @@ from worldmodel.envs import Spaces, make
 from worldmodel.errors import UsageError
 from worldmodel.eval.lockstep import Episode, play
 from worldmodel.eval.machine import cpu_cores, cpu_model
-from worldmodel.eval.randomness import local_randomness
 from worldmodel.eval.statistics import summary
 from worldmodel.eval.workers import stream
+from worldmodel.randomness import local_randomness
 
 if TYPE_CHECKING:
     from worldmodel.agent import Agent

@@ -12,7 +12,7 @@ import numpy as np
 from worldmodel.envs import make
 from worldmodel.envs.wrappers import is_car_racing
 from worldmodel.errors import UsageError
-from worldmodel.eval.randomness import RowNoise, generator, local_randomness
+from worldmodel.randomness import RowNoise, generator, local_randomness
 
 if TYPE_CHECKING:
     from worldmodel.agent import Agent

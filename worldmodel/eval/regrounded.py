@@ -10,9 +10,9 @@ import torch
 
 from worldmodel.errors import UsageError
 from worldmodel.eval.openloop import device_of, pictures, posterior
-from worldmodel.eval.randomness import RowNoise, generator, local_randomness
 from worldmodel.eval.recording import Recording
 from worldmodel.models.base import dream
+from worldmodel.randomness import RowNoise, generator, local_randomness
 
 if TYPE_CHECKING:
     from worldmodel.agent import Agent

@@ -1,4 +1,4 @@
-"""DreamerV3's actor-critic (arXiv 2301.04104): it learns from imagined trajectories and from nothing else."""
+"""DreamerV3's actor-critic (arXiv 2301.04104): the actor learns from imagined trajectories and from nothing else."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from worldmodel.config import TRACKS, Config, from_dict, to_dict
 from worldmodel.envs import Spaces, make
 from worldmodel.envs.explore import RandomActions
 from worldmodel.errors import CorruptError, UsageError
-from worldmodel.eval.randomness import seed_everything
 from worldmodel.eval.real import Evaluation, evaluate
+from worldmodel.randomness import seed_everything
 from worldmodel.replay import Replay
 from worldmodel.train.check import check
 from worldmodel.train.checkpoint import Checkpoints, Interrupt, check_resume, rng_state, set_rng_state

@@ -12,8 +12,8 @@ import torch
 from worldmodel.config import Config
 from worldmodel.envs import Spaces, make
 from worldmodel.errors import UsageError
-from worldmodel.eval.randomness import local_randomness
 from worldmodel.models.base import Batch
+from worldmodel.randomness import local_randomness
 from worldmodel.train.clock import Clock
 from worldmodel.train.dreamer import Dreamer
 

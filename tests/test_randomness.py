@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.eval.randomness import RowNoise, generator, local_randomness
+from worldmodel.randomness import RowNoise, generator, local_randomness
 
 
 def snapshot():
