@@ -15,10 +15,11 @@ from torch import Tensor
 from worldmodel import storage
 from worldmodel.config import Config, from_dict, to_dict
 from worldmodel.envs import Spaces, make, wrap
-from worldmodel.envs.car_score import read_score, thermometer
+from worldmodel.envs.car_score import score_vector
 from worldmodel.envs.starts import FILE as STARTS
 from worldmodel.envs.starts import Starts
-from worldmodel.envs.wrappers import resize
+from worldmodel.envs.thermometer import thermometer
+from worldmodel.envs.wrappers import resize, time_limit
 from worldmodel.errors import CorruptError, UsageError
 from worldmodel.models.base import WorldModel
 from worldmodel.models.rssm import RSSM
@@ -50,6 +51,7 @@ class Agent:
         """Forgets everything seen: `batch` environments in parallel are about to begin."""
         self.state = self.world.initial(batch)
         self.action = torch.zeros(batch, self.spaces.actions, device=self.device)
+        self.acted = 0  # steps since the last reset, where `act` is not told the time
 
     @torch.no_grad()
     def step(self, obs: dict[str, np.ndarray], is_first: np.ndarray, sample: bool = False) -> np.ndarray:
@@ -85,17 +87,22 @@ class Agent:
             self.start(1)
         if is_first is None:
             is_first = not bool(self.state.any())
-        batch = {name: value[None] for name, value in self._canonical(obs).items()}
+        batch = {name: value[None] for name, value in self._canonical(obs, is_first).items()}
         action = self.step(batch, np.array([is_first]), sample)[0]
         return int(action) if self.spaces.discrete else action
 
-    def _canonical(self, obs: Any) -> dict[str, np.ndarray]:
-        if not isinstance(obs, dict) and self.config.env.read_score:
-            obs = {"image": obs, "score": thermometer(read_score(np.asarray(obs)))}
+    def _canonical(self, obs: Any, is_first: bool) -> dict[str, np.ndarray]:
+        env = self.config.env
+        if not isinstance(obs, dict) and env.read_score:
+            obs = {"image": obs, "score": score_vector(np.asarray(obs))}
         if not isinstance(obs, dict):
-            if len(self.spaces.observations) != 1:
+            names = [name for name in self.spaces.observations if name != "time" or not env.see_time]
+            if len(names) != 1:
                 raise UsageError(f"this agent needs a dict of {list(self.spaces.observations)}, not {type(obs)}")
-            obs = {next(iter(self.spaces.observations)): obs}
+            obs = {names[0]: obs}
+        if env.see_time and "time" not in obs:
+            self.acted = 0 if is_first else self.acted + 1
+            obs = {**obs, "time": thermometer(self.acted * env.action_repeat / time_limit(gym.spec(env.id)))}
         out = {}
         for name, shape in self.spaces.observations.items():
             if name not in obs:

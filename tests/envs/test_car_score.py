@@ -14,7 +14,8 @@ import worldmodel.envs
 from worldmodel.agent import build
 from worldmodel.config import EnvConfig, preset
 from worldmodel.envs import Spaces, make
-from worldmodel.envs.car_score import HIGHEST, LOWEST, ReadScore, read_score, thermometer
+from worldmodel.envs.car_score import HIGHEST, LOWEST, ReadScore, read_score
+from worldmodel.envs.thermometer import thermometer
 from worldmodel.errors import UsageError
 
 CONFIG = EnvConfig(read_score=True)
@@ -49,11 +50,11 @@ def test_hundreds_are_never_confused(driven: gym.Env) -> None:
 
 
 def test_a_thermometer_is_filled_place_by_place() -> None:
-    assert not thermometer(0).any() and not thermometer(-80).any() and thermometer(1000).all()
-    filled = thermometer(475)
+    assert not thermometer(0).any() and not thermometer(-0.08).any() and thermometer(1).all()
+    filled = thermometer(0.475)
     assert filled.dtype == np.float32 and filled.tolist() == [1] * 9 + [0.5] + [0] * 10
     for score in (13, 333, 999):
-        assert thermometer(score).sum() * 50 == pytest.approx(score)
+        assert thermometer(score / 1000).sum() * 50 == pytest.approx(score)
 
 
 def test_score_and_picture_come_together_in_an_episode() -> None:

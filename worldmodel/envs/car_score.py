@@ -12,20 +12,20 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict
 
+from worldmodel.envs.thermometer import PLACES, thermometer
 from worldmodel.errors import UsageError
 
 SIDE = 96
 ROWS, COLUMNS = slice(84, 96), slice(0, 11)  # of the picture, where the score is; the bars begin right of it
 LOWEST, HIGHEST = -400, 1000
 """Scores that are known: 1000 is the most there is; leaving the field costs 100, a thousand frames another 100."""
-UNIT, UNITS = 50.0, 20
 
 
 class ReadScore(gym.ObservationWrapper):
     """Observations {"image": the picture (96, 96, 3) uint8, "score": (20,) float32} of CarRacing.
 
-    The score is written as a thermometer, one place for every 50 points: a world model whose loss is a sum of squares
-    then cares for it as for a part of the picture. Raises UsageError for an environment without that picture.
+    The score is written as a thermometer, one place for every 50 points. Raises UsageError for an environment without
+    that picture.
     """
 
     def __init__(self, env: gym.Env) -> None:
@@ -33,15 +33,15 @@ class ReadScore(gym.ObservationWrapper):
         if env.observation_space.shape != (SIDE, SIDE, 3):
             raise UsageError(f"read_score reads CarRacing's {SIDE} x {SIDE} pictures, not {env.observation_space}: "
                              "leave --env.read-score off")  # fmt: skip
-        self.observation_space = Dict({"image": env.observation_space, "score": Box(0, 1, (UNITS,), np.float32)})
+        self.observation_space = Dict({"image": env.observation_space, "score": Box(0, 1, (PLACES,), np.float32)})
 
     def observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
-        return {"image": observation, "score": thermometer(read_score(observation))}
+        return {"image": observation, "score": score_vector(observation)}
 
 
-def thermometer(score: float) -> np.ndarray:
-    """`score` as (20,) float32: place i is filled between 50 i and 50 (i + 1) points."""
-    return np.clip(score / UNIT - np.arange(UNITS), 0, 1).astype(np.float32)
+def score_vector(picture: np.ndarray) -> np.ndarray:
+    """The score shown in `picture` (96, 96, 3) uint8, as (20,) float32: place i is filled from 50 i to 50 (i + 1)."""
+    return thermometer(read_score(picture) / HIGHEST)
 
 
 def read_score(picture: np.ndarray) -> int:

@@ -6,11 +6,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict, Discrete
 
 from worldmodel.config import EnvConfig
 from worldmodel.envs.car_score import ReadScore
 from worldmodel.envs.images import resize
+from worldmodel.envs.thermometer import PLACES, thermometer
 from worldmodel.errors import UsageError
 
 TRANSPARENT = (gym.wrappers.TimeLimit, gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker,
@@ -33,7 +35,8 @@ def wrap(env: gym.Env, config: EnvConfig) -> gym.Env:
     if config.image_size < 0:
         raise UsageError(f"image_size must be positive, or 0 for the environment's own, got {config.image_size}")
     env = ActionRepeat(wrap_actions(env), config.action_repeat)
-    return Observations(ReadScore(env) if config.read_score else env, config.image_size)
+    env = Observations(ReadScore(env) if config.read_score else env, config.image_size)
+    return TimeAware(env) if config.see_time else env
 
 
 def wrap_actions(env: gym.Env) -> gym.Env:
@@ -183,6 +186,43 @@ class Observations(gym.ObservationWrapper):
             return value.astype(np.float32)
         value = value[..., None] if value.ndim == 2 else value
         return resize(value, self._size, self._size) if self._size else value
+
+
+class TimeAware(gym.Wrapper):
+    """Beside the observations, `time`: the used share of the time limit, as a thermometer (20,) float32.
+
+    An agent that sees the time has no life beyond the limit, which it would otherwise have to imagine: reaching it is
+    `terminated` as well as `truncated` here (Pardo et al. 2018, arXiv 1712.00378, time-awareness). Outside
+    `ActionRepeat`, whose frames it counts. Raises UsageError for an environment without a time limit.
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.limit = time_limit(env.spec)
+        place = Box(0, 1, (PLACES,), np.float32)
+        self.observation_space = Dict({**env.observation_space.spaces, "time": place})
+        self._frames = 0
+
+    def reset(self, **kwargs: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        self._frames = 0
+        return self._told(observation), info
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._frames += info["frames"]
+        return self._told(observation), reward, terminated or self._frames >= self.limit, truncated, info
+
+    def _told(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**observation, "time": thermometer(self._frames / self.limit)}
+
+
+def time_limit(spec: EnvSpec | None) -> int:
+    """Frames after which an environment of that `spec` is cut off. Raises UsageError when it never is."""
+    if spec is None or spec.max_episode_steps is None:
+        name = spec.id if spec is not None else "without a spec"
+        raise UsageError(f"environment {name} has no time limit to be seen: leave --env.see-time off")
+    return spec.max_episode_steps
 
 
 def kind_of(env: gym.Env, name: str, space: gym.Space) -> str:
