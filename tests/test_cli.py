@@ -269,6 +269,18 @@ def test_eval_for_people_and_its_options(run: Path, capfd: pytest.CaptureFixture
     assert result["seeds"] == [7] and result["mode"] == "sample"
 
 
+def test_the_worst_episodes_are_filmed(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = ["eval", str(run), "--episodes", "2", "--workers", "1", "--films", "1", "--json"]
+    assert main([*argv, "--out", str(tmp_path / "result.json")]) == 0
+    result = last((shown := capfd.readouterr()).out)
+    worst = result["seeds"][result["returns"].index(min(result["returns"]))]
+    (film,) = (tmp_path / "films").iterdir()
+    assert film.name == f"{worst}.mp4" and film.stat().st_size > 10_000
+    assert f"{film}: return {min(result['returns']):.1f}" in shown.err
+    code, text = mistake(["eval", str(run), "--episodes", "2", "--films", "3"], capfd)
+    assert code == 2 and "--films must be between 0 and --episodes 2" in text
+
+
 def test_bug_a_result_was_lost_when_its_file_could_not_be_written(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

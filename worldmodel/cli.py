@@ -106,6 +106,8 @@ def evaluate(argv: list[str]) -> int:
 
     if args.episodes < 1:
         raise UsageError(f"--episodes must be at least 1, not {args.episodes}")
+    if not 0 <= args.films <= args.episodes:
+        raise UsageError(f"--films must be between 0 and --episodes {args.episodes}, not {args.films}")
     if args.out and args.out.suffix != ".json":
         raise UsageError(f"--out {args.out} must be a .json file")
     first = TRACKS["report"] if args.seed is None else args.seed
@@ -124,6 +126,12 @@ def evaluate(argv: list[str]) -> int:
     _emit(report, str(result), args.json)  # before anything can fail: minutes of driving are in it
     if args.out:
         write_file(args.out, report)
+    if args.films:
+        from worldmodel.eval.films import worst_films
+
+        folder = (args.out.parent if args.out else Path()) / "films"
+        for film, filmed in worst_films(args.run, result, folder, args.films):
+            told.print(f"{film}: return {filmed:.1f}", markup=False, soft_wrap=True)
     return 0
 
 

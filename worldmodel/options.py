@@ -43,6 +43,8 @@ class Eval:
     """Processes; 0 = one for each core."""
     out: Path | None = None
     """Also write the result, with every episode, to this JSON file."""
+    films: int = 0
+    """Also film this many of the worst episodes, driven once more: films/SEED.mp4 beside --out, or here."""
     json: bool = False
     """Print the result as one JSON object, the last line of standard output."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from worldmodel.errors import UsageError
 from worldmodel.eval.encode import write_png, write_video
 from worldmodel.eval.fidelity import fidelity, report
 from worldmodel.eval.openloop import open_loop
+from worldmodel.eval.real import Evaluation, load
 from worldmodel.eval.recording import Recording, record
 from worldmodel.eval.regrounded import reground
 from worldmodel.eval.video import drive_frames, open_loop_frames, side_by_side_frames, strip
@@ -83,6 +85,26 @@ def drive_video(
         env.close()
     write_video(path, drive_frames(episode, view or None), fps or real_time(episode))
     return episode
+
+
+def worst_films(
+    agent: Agent | str | os.PathLike, result: Evaluation, folder: Path, count: int
+) -> Iterator[tuple[Path, float]]:
+    """Drives the `count` episodes of lowest return once more, the worst first, and films them at twice their speed:
+    yields folder/SEED.mp4 and its return.
+
+    Driven alone instead of side by side with others, the last bits of a product may differ, and with them an episode:
+    the film shows its own score. Raises UsageError where there is nothing to see.
+    """
+    pilot = agent if hasattr(agent, "fork") else load(Path(os.fspath(agent)))
+    with contextlib.closing(make(replace(pilot.config.env, id=result.env_id))) as env:
+        rendered = "rgb_array" in env.metadata.get("render_modes", ())
+    for episode in sorted(result.episodes, key=lambda e: e.return_)[:count]:
+        path, sample = folder / f"{episode.seed}.mp4", result.mode == "sample"
+        filmed = drive_video(
+            pilot, path, episode.seed, sample=sample, rendered=rendered, env_id=result.env_id, fps=2 * FPS
+        )
+        yield path, float(filmed.rewards.sum())
 
 
 def open_loop_video(
