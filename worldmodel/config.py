@@ -136,6 +136,9 @@ class PolicyConfig:
     """Lambda of the lambda-return (DreamerV3)."""
     entropy: float = 3e-4
     """Entropy bonus (DreamerV3)."""
+    final_entropy: float = 0.0
+    """Entropy bonus when the budget is used up, towards which it moves geometrically all along the run: explore first,
+    be precise in the end; 0 = constant."""
     gradient: Literal["reinforce", "dynamics"] = "reinforce"
     """How the actor learns: score function (DreamerV3) or backpropagation through the imagined dynamics."""
     bins: int = 255
@@ -248,8 +251,9 @@ def size(deter: int, **overrides: Any) -> Config:
 
 PRESETS: dict[str, Config] = {
     "carracing": Config(
-        env=EnvConfig(read_score=True),
+        env=EnvConfig(read_score=True, see_time=True),
         world=WorldConfig(vector_layers=1),
+        policy=PolicyConfig(final_discount=0.998, final_entropy=3e-5, replay_value=1.0),
         optim=OptimConfig(policy_lr=3e-4, decay=0.3),
         eval_minutes=6.0,
         eval_episodes=20,

@@ -32,13 +32,16 @@ def lambda_return(rewards: Tensor, values: Tensor, discounts: Tensor, lam: float
     return torch.stack(out[::-1])
 
 
+def moving(progress: float, first: float, last: float) -> float:
+    """What at `progress` (0 to 1) of a run has come geometrically from `first` towards `last` (both positive)."""
+    share = min(1.0, max(0.0, progress))
+    return first ** (1 - share) * last**share
+
+
 def moving_discount(progress: float, first: float, last: float) -> float:
     """Discount at `progress` (0 to 1) of a run whose horizon 1 / (1 - discount) moves geometrically from that of
     `first` to that of `last`; a `last` of 0 leaves it at `first`."""
-    if not last:
-        return first
-    share = min(1.0, max(0.0, progress))
-    return 1 - (1 - first) ** (1 - share) * (1 - last) ** share
+    return 1 - moving(progress, 1 - first, 1 - last) if last else first
 
 
 def discount_weights(discounts: Tensor) -> Tensor:

@@ -107,6 +107,15 @@ def test_a_discount_in_place_of_the_configured_one() -> None:
     assert near.loss(told, features, 0.9)[0] == far.loss(told, features)[0]
 
 
+def test_an_entropy_bonus_that_is_given_stands_in_for_the_configured_one() -> None:
+    told, features = imagined(False)
+    torch.manual_seed(1)
+    free = policy(entropy=0.0)
+    torch.manual_seed(1)
+    bound = policy(entropy=0.2)
+    assert free.loss(told, features, None, 0.2)[0] == bound.loss(told, features)[0] != free.loss(told, features)[0]
+
+
 def slow_replay_loss(made: ActorCritic, features: Tensor, reward: Tensor, first: Tensor, terminal: Tensor) -> Tensor:
     """Step by step, each episode for itself; discount 0.9."""
     c, (steps, width) = made.config, reward.shape

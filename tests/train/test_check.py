@@ -61,6 +61,12 @@ def test_what_cannot_work_is_refused_at_once(tmp_path: Path, name: str, value: A
     assert not (tmp_path / "run" / "lock.json").exists()
 
 
+def test_an_entropy_bonus_cannot_move_away_from_nothing() -> None:
+    config = set_field(set_field(tiny(), "policy.entropy", 0.0), "policy.final_entropy", 1e-4)
+    with pytest.raises(UsageError, match="final-entropy is approached from --policy"):
+        check(config)
+
+
 def test_every_number_of_a_configuration_has_limits() -> None:
     """A new field cannot be forgotten, and every default and preset lies within."""
     from worldmodel.config import PRESETS

@@ -106,6 +106,19 @@ def test_the_discount_moves_along_with_the_run(
     assert 1 / (1 - used[0]) == pytest.approx(horizon) == 1 / (1 - float(metrics["policy/discount"]))
 
 
+@pytest.mark.parametrize(("progress", "bonus"), [(0.0, 4e-3), (0.5, 2e-3), (1.0, 1e-3)])
+def test_the_entropy_bonus_moves_along_with_the_run(
+    progress: float, bonus: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dreamer(policy={"entropy": 4e-3, "final_entropy": 1e-3})
+    used, real = [], made.agent.policy.loss
+    monkeypatch.setattr(made.agent.policy, "loss", lambda *args: used.append(args[3]) or real(*args))
+    metrics, _ = made.update(experience(made), progress)
+    assert used[0] == pytest.approx(bonus) == float(metrics["policy/entropy_bonus"])
+    constant = dreamer(policy={"entropy": 4e-3})
+    assert float(constant.update(experience(constant), progress)[0]["policy/entropy_bonus"]) == pytest.approx(4e-3)
+
+
 def test_averaged_agent_has_the_average_or_without_one_the_live_weights() -> None:
     made = dreamer(optim={"average": 0.5})
     for _ in range(2):

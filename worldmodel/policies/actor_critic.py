@@ -57,7 +57,9 @@ class ActorCritic(nn.Module):
         with self._cast(features):
             return TwoHot(self.critic(features)).mean()
 
-    def loss(self, dream: Dream, features: Tensor, discount: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, dream: Dream, features: Tensor, discount: float | None = None, entropy_bonus: float | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor and critic loss on imagined trajectories.
 
             state     s_0     s_1     ...     s_{H-1}     s_H
@@ -66,7 +68,7 @@ class ActorCritic(nn.Module):
 
         Args:
             dream: horizon H, batch B. features: (H + 1, B, F) of its states; attached to the world's graph only where
-                the actor learns through the dynamics. discount: in place of the configured one.
+                the actor learns through the dynamics. discount, entropy_bonus: in place of the configured ones.
 
         Returns: (loss (), metrics name -> ()).
         """
@@ -88,7 +90,8 @@ class ActorCritic(nn.Module):
             objective = advantage
         else:
             objective = policy.log_prob(dream.actions.detach()) * advantage.detach()
-        actor_loss = -(weights * (objective + c.entropy * entropy)).mean()
+        bonus = c.entropy if entropy_bonus is None else entropy_bonus
+        actor_loss = -(weights * (objective + bonus * entropy)).mean()
         critic = TwoHot(critic.logits[:-1])
         critic_loss = (weights * (critic.loss(returns.detach()) + c.slow_scale * critic.loss(slow))).mean()
         metrics = {

@@ -12,7 +12,7 @@ INTERVALS = {
     "[0, inf)": "world_models.kl_floor world_models.head_layers "
     "minutes frames updates pretrain eval_minutes save_minutes env.image_size world.head_layers "
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale policy.layers policy.starts policy.entropy "
-    "policy.slow_scale policy.replay_value optim.warmup replay.online",
+    "policy.final_entropy policy.slow_scale policy.replay_value optim.warmup replay.online",
     "[1, inf)": "world_models.latent world_models.depth world_models.tokens world_models.memory world_models.mixtures "
     "world_models.units world_models.vector_layers "
     "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
@@ -49,6 +49,8 @@ def check(config: Config) -> None:
     if config.policy.min_std > config.policy.max_std:
         low, high = config.policy.min_std, config.policy.max_std
         raise UsageError(f"--policy.min-std {low} must not be above --policy.max-std {high}")
+    if config.policy.final_entropy and not config.policy.entropy:
+        raise UsageError("--policy.final-entropy is approached from --policy.entropy, which must then not be 0")
 
 
 def _inside(value: float, interval: str) -> bool:

@@ -22,7 +22,7 @@ from worldmodel.envs import Spaces
 from worldmodel.errors import NumericalError
 from worldmodel.models.base import Batch, dream
 from worldmodel.optim import Average, LaProp, decayed
-from worldmodel.returns import moving_discount
+from worldmodel.returns import moving, moving_discount
 
 
 class Dreamer:
@@ -58,35 +58,37 @@ class Dreamer:
     def update(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], Tensor]:
         """One update of world and policy from one batch: (metrics name -> (), posterior states (T, B, S)).
 
-        `progress` (0 to 1) of the run decides learning rates and discount, where they move along with it.
+        `progress` (0 to 1) of the run decides learning rates, discount and entropy bonus, where they move along.
 
         Raises NumericalError naming the loss or the parameter that is not finite; nothing is changed then.
         """
         world, policy, c = self.agent.world, self.agent.policy, self.config
         rate = decayed(progress, c.optim.decay, c.optim.final)
         discount = moving_discount(progress, c.policy.discount, c.policy.final_discount)
+        bonus = moving(progress, c.policy.entropy, c.policy.final_entropy or c.policy.entropy)
         self.optimizer.zero_grad()
         with self.clock("world"):
             loss, metrics, states = world.loss(batch)
             _check_finite(metrics)
             loss.backward()
         with self.clock("dream"):
-            moving = {name: buffer.clone() for name, buffer in policy.named_buffers()}
+            before = {name: buffer.clone() for name, buffer in policy.named_buffers()}
             try:
-                metrics |= self._learn_in_dream(self._starts(states, batch.is_terminal), discount)
+                metrics |= self._learn_in_dream(self._starts(states, batch.is_terminal), discount, bonus)
                 if c.policy.replay_value:
                     metrics["loss/replay_value"] = self._learn_from_replay(states, batch, discount)
                 _check_finite(metrics)
                 self._check_gradients()
             except NumericalError:
                 for name, buffer in policy.named_buffers():  # they have moved already; everything else has not
-                    buffer.copy_(moving[name])
+                    buffer.copy_(before[name])
                 raise
             self.optimizer.step(rate)
             policy.update_slow()
             self.average.update()
         self.updates += 1
-        return metrics | {"optim/rate": torch.tensor(rate), "policy/discount": torch.tensor(discount)}, states
+        scheduled = {"optim/rate": rate, "policy/discount": discount, "policy/entropy_bonus": bonus}
+        return metrics | {name: torch.tensor(value) for name, value in scheduled.items()}, states
 
     def _starts(self, states: Tensor, is_terminal: Tensor) -> Tensor:
         """Where dreams begin: states (N, S) of the batch, without those where the episode is over."""
@@ -94,7 +96,9 @@ class Dreamer:
         count = self.config.policy.starts
         return alive if not count else alive[torch.randperm(len(alive), device=alive.device)[:count]]
 
-    def _learn_in_dream(self, start: Tensor, discount: float | None = None) -> dict[str, Tensor]:
+    def _learn_in_dream(
+        self, start: Tensor, discount: float | None = None, bonus: float | None = None
+    ) -> dict[str, Tensor]:
         world, policy, c = self.agent.world, self.agent.policy, self.config.policy
         through = c.gradient == "dynamics"
         # One autocast around the whole dream: weights are converted once, not once a step.
@@ -103,7 +107,7 @@ class Dreamer:
             world.requires_grad_(False)  # the actor may learn through the dynamics; the world never learns from it
         with torch.set_grad_enabled(through), cast:
             imagined = dream(self.dreamed, start, policy.act, c.horizon)
-        loss, metrics = policy.loss(imagined, world.features(imagined.states), discount)
+        loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus)
         loss.backward()
         world.requires_grad_(True)
         return metrics
