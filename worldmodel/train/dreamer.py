@@ -20,8 +20,9 @@ from worldmodel.agent import Agent, build
 from worldmodel.config import Config
 from worldmodel.envs import Spaces
 from worldmodel.errors import NumericalError
-from worldmodel.models.base import Batch, dream
+from worldmodel.models.base import Batch, WorldModel, dream
 from worldmodel.optim import Average, LaProp, decayed
+from worldmodel.policies.actor_critic import ActorCritic
 from worldmodel.returns import moving_discount
 
 
@@ -95,18 +96,7 @@ class Dreamer:
         return alive if not count else alive[torch.randperm(len(alive), device=alive.device)[:count]]
 
     def _learn_in_dream(self, start: Tensor, discount: float | None = None) -> dict[str, Tensor]:
-        world, policy, c = self.agent.world, self.agent.policy, self.config.policy
-        through = c.gradient == "dynamics"
-        # One autocast around the whole dream: weights are converted once, not once a step.
-        cast = torch.autocast(start.device.type, world.precision, enabled=world.precision != torch.float32)
-        if through:
-            world.requires_grad_(False)  # the actor may learn through the dynamics; the world never learns from it
-        with torch.set_grad_enabled(through), cast:
-            imagined = dream(self.dreamed, start, policy.act, c.horizon)
-        loss, metrics = policy.loss(imagined, world.features(imagined.states), discount)
-        loss.backward()
-        world.requires_grad_(True)
-        return metrics
+        return learn_in_dream(self.dreamed, self.agent.policy, start, discount)
 
     def _learn_from_replay(self, states: Tensor, batch: Batch, discount: float) -> Tensor:
         """Gradients of the critic alone, from the rewards that reality paid; returns the loss ()."""
@@ -143,6 +133,28 @@ class Dreamer:
         for name, value in self.tensors().items():
             value.copy_(tensors[name])
         self.updates = self.average.updates = updates
+
+
+def learn_in_dream(
+    world: WorldModel, policy: ActorCritic, start: Tensor, discount: float | None = None
+) -> dict[str, Tensor]:
+    """Gradients of `policy` from one dream in `world`, whose own gradients stay as they are; returns its metrics.
+
+    Args:
+        world: as it is dreamed, at its temperature. start: (N, S). discount: in place of the policy's own.
+    """
+    through = policy.config.gradient == "dynamics"
+    # One autocast around the whole dream: weights are converted once, not once a step.
+    cast = torch.autocast(start.device.type, policy.precision, enabled=policy.precision != torch.float32)
+    if through:
+        world.requires_grad_(False)  # the actor may learn through the dynamics; the world never learns from it
+    with torch.set_grad_enabled(through), cast:
+        imagined = dream(world, start, policy.act, policy.config.horizon)
+    loss, metrics = policy.loss(imagined, world.features(imagined.states), discount)
+    loss.backward()
+    if through:
+        world.requires_grad_(True)
+    return metrics
 
 
 def _check_finite(metrics: dict[str, Tensor]) -> None:
