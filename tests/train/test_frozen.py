@@ -112,6 +112,24 @@ def test_weights_are_averaged_as_in_training() -> None:
         expect_equal(value, first[name] / 11 + last[name] * 10 / 11, 1e-5)
 
 
+def test_the_slow_critic_follows() -> None:
+    made, starts = student(optim={"average": 0.0, "policy_lr": 0.1})
+    first = policy_in(made.world, made.spaces, made.config, 1).slow_critic.state_dict()
+    last = learn(made, starts, updates=1)
+    for name, value in last.critic.state_dict().items():
+        expect_equal(last.slow_critic.state_dict()[name], 0.98 * first[name] + 0.02 * value, 1e-6)
+    moved = [(value - first[name]).abs().max() for name, value in last.critic.state_dict().items()]
+    assert max(moved) > 0.01, "the head, which is zero at first"
+
+
+def test_dreams_begin_in_the_same_states_whatever_is_drawn_within_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, real = [], module.learn_in_dream
+    monkeypatch.setattr(module, "learn_in_dream", lambda *args: seen.append(args[2]) or real(*args))
+    for horizon in (2, 5):
+        learn(*student(policy={"horizon": horizon, "starts": 6}))
+    assert torch.equal(torch.stack(seen[:3]), torch.stack(seen[3:]))
+
+
 def test_rate_and_discount_move_along_with_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     made, starts = student(policy={"discount": 0.9, "final_discount": 0.975, "starts": 7},
                            optim={"decay": 0.5, "final": 0.0})  # fmt: skip
