@@ -8,7 +8,7 @@ alone, as configured in the run otherwise, and is then judged in the dream that 
 
 Dreams begin where the run has been: every episode of its replay memory is filtered once more, by the frozen world (the
 states that the replay remembers were written by older versions of it), and steps spread evenly over each are kept.
-Every tenth episode is held out: from there, the same 256 states for all, dreams are judged.
+Every tenth episode is held out from the policies: from there, the same 256 states for all, dreams are judged.
 
 With --json the file is written after every row, and an interrupted table is gone on with: rows that are there are kept.
 """
@@ -205,7 +205,8 @@ def table(rows: list[dict[str, Any]], horizon: int) -> str:
     """For people: a line for every policy and temperature, over its seeds; ± is the spread of single episodes."""
     lines = [f"{'policy':14} {'temperature':>11} {f'dreamed, {horizon} steps':>19} {'at temperature 1':>17} "
              f"{f'real, {horizon} steps':>15} {'real episode':>17}  laps    each seed"]  # fmt: skip
-    for name, temperature in dict.fromkeys((row["policy"], row["temperature"]) for row in rows):
+    kinds = {(row["policy"], row["temperature"]) for row in rows}
+    for name, temperature in sorted(kinds, key=lambda kind: (kind[0] == "learned", kind[1] or 0)):
         same = [row for row in rows if (row["policy"], row["temperature"]) == (name, temperature)]
         own, at_1, paid = (np.mean([row[key] for row in same]) for key in ("dream", "dream_at_1", "real_per_horizon"))
         returns = np.concatenate([row["real"]["returns"] for row in same])
