@@ -31,8 +31,10 @@ from torch import Tensor, nn
 
 import worldmodel.models
 from worldmodel.models.base import Batch, Step, WorldModel, dream
+from worldmodel.models.ensemble import Ensemble
 from worldmodel.models.rssm import RSSM
 from worldmodel.models.world_models import VaeMdnRnn
+from worldmodel.models.wrappers import Unsure
 from worldmodel.policies.actor_critic import ActorCritic
 
 B, T, H = 4, 5, 3
@@ -74,16 +76,23 @@ class Drift(WorldModel):
         return loss, {"loss/reward": loss.detach()}, torch.stack(states).detach()
 
 
+def unsure(made: WorldModel) -> Unsure:
+    features = made.features(made.initial(1)).shape[-1]
+    return Unsure(made, Ensemble(features, ACTIONS, heads=2, units=4).requires_grad_(False))
+
+
 WORLDS: dict[str, Callable[[str], WorldModel]] = {
     "rssm patch": lambda seen: world(seen),
     "rssm paper": lambda seen: world(seen, vision="paper", norm="rms"),
     "rssm bfloat16": lambda seen: world(seen, precision=torch.bfloat16),
     "rssm tempered": lambda seen: world(seen).tempered(1.5),
+    "rssm unsure": lambda seen: unsure(world(seen)),
     "vae-mdn-rnn": lambda seen: vae_mdn_rnn(seen),
     "vae-mdn-rnn joint": lambda seen: vae_mdn_rnn(seen, joint=True),
     "vae-mdn-rnn bfloat16": lambda seen: vae_mdn_rnn(seen, precision=torch.bfloat16),
     "vae-mdn-rnn tempered": lambda seen: vae_mdn_rnn(seen).tempered(1.5),
     "drift": Drift,
+    "drift unsure": lambda seen: unsure(Drift(seen)),
 }
 CASES = [(name, seen) for name in WORLDS for seen in ("image", "vector", "both", "two images")]
 ROWS = [
@@ -187,7 +196,8 @@ def test_loss_and_its_states(case: tuple[WorldModel, str], discrete: bool) -> No
     assert not states.requires_grad and states.grad_fn is None
     assert metrics and all(m.shape == () and not m.requires_grad and bool(m.isfinite()) for m in metrics.values())
     loss.backward()
-    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in made.parameters())
+    learns = made.world if isinstance(made, Unsure) else made  # an ensemble is fitted elsewhere
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in learns.parameters())
 
 
 # -- dreams -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from worldmodel.models.base import Batch, dream
 from worldmodel.replay import Replay
 from worldmodel.train.clock import Clock
 from worldmodel.train.collect import Collector
-from worldmodel.train.dreamer import Dreamer
+from worldmodel.train.dreamer import Dreamer, learn_in_dream
 
 
 def dreamer(seen: str = "both", discrete: bool = False, seed: int = 0, **overrides) -> Dreamer:
@@ -164,7 +164,7 @@ def test_the_world_never_learns_from_the_actors_loss(gradient: str) -> None:
     made = dreamer(policy={"gradient": gradient, "horizon": 4})
     states = made.agent.world.loss(experience(made))[2]
     made.optimizer.zero_grad()
-    made._learn_in_dream(states.flatten(0, 1))
+    learn_in_dream(made.dreamed, made.agent.policy, states.flatten(0, 1), 0.0)
     world, policy = made.agent.world, made.agent.policy
     assert [name for name, p in world.named_parameters() if p.grad is not None] == []
     assert all(p.requires_grad for p in world.parameters())
@@ -192,7 +192,7 @@ def test_the_dynamics_option_changes_the_actors_gradient_only() -> None:
         made = dreamer(policy={"gradient": gradient})
         start = torch.cat([torch.rand(12, 16) - 0.5, torch.eye(4)[torch.randint(4, (12, 3))].flatten(1)], -1)
         torch.manual_seed(3)
-        made._learn_in_dream(start)
+        learn_in_dream(made.dreamed, made.agent.policy, start, 0.0)
         grads[gradient] = {name: p.grad for name, p in made.agent.policy.named_parameters() if p.requires_grad}
     for name, grad in grads["reinforce"].items():
         other = grads["dynamics"][name]

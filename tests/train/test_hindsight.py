@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ import worldmodel
 from worldmodel.envs import Spaces
 from worldmodel.models.base import Step, WorldModel
 from worldmodel.replay import Replay
-from worldmodel.train.hindsight import Hindsight, quick_gap
+from worldmodel.train.hindsight import Hindsight, look_back, quick_gap
 from worldmodel.train.loop import Run
 
 
@@ -37,6 +38,21 @@ def test_a_runs_best_agent_can_be_dreamed_with(tmp_path: Path, eval_minutes: flo
     seen, info = env.reset(seed=0, options={"start": 0})
     assert info["start_episode"] == starts.episode[0] and seen.shape == (16, 16, 3)
     assert all(np.isfinite(env.step(env.action_space.sample())[1]) for _ in range(10))
+
+
+@pytest.mark.parametrize(("count", "per_episode"), [(4, 2), (math.inf, 2), (math.inf, 100), (1, 3)])
+def test_as_much_is_looked_at_as_was_asked_for(count: float, per_episode: int, tmp_path: Path) -> None:
+    with Run(tiny(), tmp_path / "run", Told()) as run:
+        run.train()
+        agent, replay = run.dreamer.agent, run.replay
+    firsts = [*replay.rows(0, replay.total, ["is_first"])["is_first"].nonzero()[0].tolist(), replay.total]
+    seen = look_back(agent, replay, count, per_episode)
+    kept = np.bincount(seen.age)
+    lengths = np.diff(firsts)[::-1][: len(kept)]
+    assert kept.tolist() == [min(per_episode, length - 1) for length in lengths]
+    assert len(seen.states) >= min(count, sum(kept)) > sum(kept[:-1]) - 1
+    assert (len(kept) == len(firsts) - 1) == (count == math.inf)
+    assert not replay.rows(0, replay.total, ["is_terminal"])["is_terminal"][seen.index].any()
 
 
 # -- the quick gap ----------------------------------------------------------------------------------------------------

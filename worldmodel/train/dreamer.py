@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from worldmodel.agent import Agent, build
-from worldmodel.config import Config
+from worldmodel.config import Config, PolicyConfig
 from worldmodel.envs import Spaces
 from worldmodel.errors import NumericalError
-from worldmodel.models.base import Batch, dream
+from worldmodel.models.base import Batch, WorldModel, dream
 from worldmodel.optim import Average, LaProp, decayed
+from worldmodel.policies.actor_critic import ActorCritic
 from worldmodel.returns import moving, moving_discount
 
 
@@ -64,8 +65,6 @@ class Dreamer:
         """
         world, policy, c = self.agent.world, self.agent.policy, self.config
         rate = decayed(progress, c.optim.decay, c.optim.final)
-        discount = moving_discount(progress, c.policy.discount, c.policy.final_discount)
-        bonus = moving(progress, c.policy.entropy, c.policy.final_entropy or c.policy.entropy)
         self.optimizer.zero_grad()
         with self.clock("world"):
             loss, metrics, states = world.loss(batch)
@@ -74,9 +73,9 @@ class Dreamer:
         with self.clock("dream"):
             before = {name: buffer.clone() for name, buffer in policy.named_buffers()}
             try:
-                metrics |= self._learn_in_dream(self._starts(states, batch.is_terminal), discount, bonus)
+                metrics |= learn_in_dream(self.dreamed, policy, self._starts(states, batch.is_terminal), progress)
                 if c.policy.replay_value:
-                    metrics["loss/replay_value"] = self._learn_from_replay(states, batch, discount)
+                    metrics["loss/replay_value"] = self._learn_from_replay(states, batch, progress)
                 _check_finite(metrics)
                 self._check_gradients()
             except NumericalError:
@@ -87,8 +86,7 @@ class Dreamer:
             policy.update_slow()
             self.average.update()
         self.updates += 1
-        scheduled = {"optim/rate": rate, "policy/discount": discount, "policy/entropy_bonus": bonus}
-        return metrics | {name: torch.tensor(value) for name, value in scheduled.items()}, states
+        return metrics | {"optim/rate": torch.tensor(rate)}, states
 
     def _starts(self, states: Tensor, is_terminal: Tensor) -> Tensor:
         """Where dreams begin: states (N, S) of the batch, without those where the episode is over."""
@@ -96,25 +94,9 @@ class Dreamer:
         count = self.config.policy.starts
         return alive if not count else alive[torch.randperm(len(alive), device=alive.device)[:count]]
 
-    def _learn_in_dream(
-        self, start: Tensor, discount: float | None = None, bonus: float | None = None
-    ) -> dict[str, Tensor]:
-        world, policy, c = self.agent.world, self.agent.policy, self.config.policy
-        through = c.gradient == "dynamics"
-        # One autocast around the whole dream: weights are converted once, not once a step.
-        cast = torch.autocast(start.device.type, world.precision, enabled=world.precision != torch.float32)
-        if through:
-            world.requires_grad_(False)  # the actor may learn through the dynamics; the world never learns from it
-        with torch.set_grad_enabled(through), cast:
-            imagined = dream(self.dreamed, start, policy.act, c.horizon)
-        loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus)
-        loss.backward()
-        world.requires_grad_(True)
-        return metrics
-
-    def _learn_from_replay(self, states: Tensor, batch: Batch, discount: float) -> Tensor:
+    def _learn_from_replay(self, states: Tensor, batch: Batch, progress: float) -> Tensor:
         """Gradients of the critic alone, from the rewards that reality paid; returns the loss ()."""
-        features = self.agent.world.features(states)
+        features, discount = self.agent.world.features(states), _moved(self.config.policy, progress)[0]
         loss = self.agent.policy.replay_loss(features, batch.reward, batch.is_first, batch.is_terminal, discount)
         (self.config.policy.replay_value * loss).backward()
         return loss.detach()
@@ -147,6 +129,34 @@ class Dreamer:
         for name, value in self.tensors().items():
             value.copy_(tensors[name])
         self.updates = self.average.updates = updates
+
+
+def learn_in_dream(world: WorldModel, policy: ActorCritic, start: Tensor, progress: float) -> dict[str, Tensor]:
+    """Gradients of `policy` from one dream in `world`, whose own gradients stay as they are; returns its metrics.
+
+    Args:
+        world: as it is dreamed, at its temperature. start: (N, S). progress: of the run (0 to 1), along which discount
+            and entropy bonus may move.
+    """
+    discount, bonus = _moved(policy.config, progress)
+    through = policy.config.gradient == "dynamics"
+    # One autocast around the whole dream: weights are converted once, not once a step.
+    cast = torch.autocast(start.device.type, policy.precision, enabled=policy.precision != torch.float32)
+    if through:
+        world.requires_grad_(False)  # the actor may learn through the dynamics; the world never learns from it
+    with torch.set_grad_enabled(through), cast:
+        imagined = dream(world, start, policy.act, policy.config.horizon)
+    loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus)
+    loss.backward()
+    if through:
+        world.requires_grad_(True)
+    return metrics | {"policy/discount": torch.tensor(discount), "policy/entropy_bonus": torch.tensor(bonus)}
+
+
+def _moved(c: PolicyConfig, progress: float) -> tuple[float, float]:
+    """(discount, entropy bonus) at `progress` of a run."""
+    bonus = moving(progress, c.entropy, c.final_entropy) if c.final_entropy else c.entropy
+    return moving_discount(progress, c.discount, c.final_discount), bonus
 
 
 def _check_finite(metrics: dict[str, Tensor]) -> None:

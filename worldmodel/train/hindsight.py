@@ -49,14 +49,14 @@ class Hindsight:
 
 
 @torch.no_grad()
-def look_back(agent: Agent, replay: Replay) -> Hindsight | None:
-    """About `COUNT` posterior states, spread evenly over each of the newest episodes that are whole from their first
-    step on; None while there is none.
+def look_back(agent: Agent, replay: Replay, count: float = COUNT, per_episode: int = PER_EPISODE) -> Hindsight | None:
+    """About `count` posterior states, `per_episode` spread evenly over each of the newest episodes that are whole from
+    their first step on; None while there is none. With a `count` of infinity all episodes are looked at.
 
     The states that the replay remembers were filtered by older weights; these are filtered anew, all episodes as one
     batch, for 2 to 3 s (16 CarRacing episodes, a core). The agent's own state and all randomness stay as they are.
     """
-    episodes = _newest(replay)
+    episodes = _newest(replay, count, per_episode)
     if not episodes:
         return None
     begins = np.array([begin for begin, _, _, _ in episodes])
@@ -103,7 +103,7 @@ def quick_gap(agent: Agent, replay: Replay, seen: Hindsight, horizon: int) -> di
     return out | ({"reward_ratio": dreamed / real} if real else {})
 
 
-def _newest(replay: Replay) -> list[tuple[int, int, int, list[int]]]:
+def _newest(replay: Replay, most: float, per_episode: int) -> list[tuple[int, int, int, list[int]]]:
     """(global index of its first step, of its end, how many episodes ago, steps to keep) of the newest episodes."""
     oldest = replay.total - len(replay)
     firsts = oldest + replay.rows(oldest, replay.total, ["is_first"])["is_first"].nonzero()[0]
@@ -111,12 +111,12 @@ def _newest(replay: Replay) -> list[tuple[int, int, int, list[int]]]:
     count, end = 0, replay.total
     for age, begin in enumerate(int(first) for first in firsts[::-1]):
         # The last step of an episode is not a start: nothing follows it. The newest may lack it, and loses one step.
-        steps = spread(min(end - begin - 1, LONGEST), PER_EPISODE)
+        steps = spread(min(end - begin - 1, LONGEST), per_episode)
         if steps:
             found.append((begin, end, age, steps))
             count += len(steps)
         end = begin
-        if count >= COUNT:
+        if count >= most:
             break
     return found
 

@@ -302,11 +302,7 @@ class Run:
         if began != self.spaces:
             raise UsageError(f"{self.config.env.id} gives {self.spaces} now, but this run began with {began}: "
                              "install what it began with, or begin another --out")  # fmt: skip
-        self.shards.load(self.replay, values["shards"], self.progress.warn)
-        rest = {name: rows.numpy() for name, rows in files["running.safetensors"].items()}
-        self.replay.restore(values["total"] - len(rest["reward"]), rest)
-        self.replay.restore_states(files["states.npy"])
-        self.replay.next_online = values["next_online"]
+        self.shards.restore(self.replay, files, self.progress.warn)
         self.dreamer.load_tensors(files["learner.safetensors"], values["updates"])
         if obstacle := self.collector.restore(values["collector"], files["actor.safetensors"]):
             self.progress.warn(f"{obstacle}: it was cut off, a new one begins")

@@ -57,6 +57,15 @@ class Shards:
             replay.restore(shard["start"], {name: np.asarray(values) for name, values in rows.items()})
             self.written.append(shard)
 
+    def restore(self, replay: Replay, files: dict[str, Any], warn: Callable[[str], None]) -> None:
+        """Fills an empty replay with all that it held when the checkpoint with the content `files` was written."""
+        values = files["run.json"]
+        self.load(replay, values["shards"], warn)
+        rest = {name: rows.numpy() for name, rows in files["running.safetensors"].items()}
+        replay.restore(values["total"] - len(rest["reward"]), rest)
+        replay.restore_states(files["states.npy"])
+        replay.next_online = values["next_online"]
+
     def thin(self, needed: list[dict[str, Any]]) -> None:
         """Removes the files that no kept checkpoint needs, and what a killed writer left behind."""
         storage.sweep(self.folder)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 
 import gap_fakes
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gap_fakes import Exact, Noisy
 
+from worldmodel.envs.starts import Starts
+from worldmodel.errors import UsageError
 from worldmodel.eval.gap import disagreement as module
 from worldmodel.eval.gap import horizons
-from worldmodel.eval.gap.disagreement import along_dreams, auroc, disagreement, train
+from worldmodel.eval.gap.disagreement import along_dreams, auroc, disagreement, fit_disagreement, train
 
 STEPS = 15
 
@@ -190,3 +193,37 @@ def test_measuring_draws_from_no_global_stream(lived):
     assert np.array_equal(np.random.get_state()[1], before[1]) and torch.equal(torch.get_rng_state(), before[2])
     torch.manual_seed(2)
     assert disagreement(agent, scores, lived) == first
+
+
+# -- in dreams --------------------------------------------------------------------------------------------------------
+
+
+def test_a_fitted_agent_pays_in_dreams_for_what_nobody_has_seen(lived):
+    """A car in the lane is known, one far beside it is not; whoever may not look pays for both alike."""
+    agent = gap_fakes.agent()
+    known = np.concatenate([episode.states for episode in lived])[:40]
+    unknown = known.copy()
+    unknown[:, 1] += 300
+    states = [torch.from_numpy(state) for state in (*known, *unknown)]
+    agent.starts = Starts.of([(state, 0, i) for i, state in enumerate(states)])
+    unsure = fit_disagreement(agent, lived)
+    assert unsure.version == agent.version and unsure.starts is agent.starts
+    assert not hasattr(agent.world, "disagreement"), "the agent itself stays as it is"
+    env = gym.make("worldmodel/Dream-v0", checkpoint=unsure, obs="latent", penalty=3.0, cont="ignore")
+    told = []
+    for i in range(80):
+        env.reset(seed=i, options={"start": i})
+        _, reward, _, _, info = env.step(np.zeros(1, np.float32))
+        assert reward == pytest.approx(info["raw_reward"] - 3 * info["disagreement"])
+        told.append(info["disagreement"])
+    assert np.median(told[40:]) > 10 * np.median(told[:40]) > 0
+
+
+def test_a_fit_is_its_seed_and_needs_transitions(lived):
+    agent, states = gap_fakes.agent(), torch.from_numpy(lived[0].states[:5])
+    one, same, other = (fit_disagreement(agent, lived[:2], seed=s).world for s in (1, 1, 2))
+    found = [world.disagreement(states, torch.zeros(5, 1)) for world in (one, same, other)]
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert fit_disagreement(agent, lived[:2], heads=3).world.ensemble.heads == 3
+    with pytest.raises(UsageError, match="no real episode of more than one step"):
+        fit_disagreement(agent, [])

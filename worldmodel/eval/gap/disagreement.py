@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from worldmodel.errors import UsageError
 from worldmodel.eval.fidelity import HORIZONS
 from worldmodel.eval.gap.episodes import Lived
 from worldmodel.eval.gap.horizons import Scores, redream
@@ -27,6 +28,7 @@ from worldmodel.eval.gap.intervals import LEVEL
 from worldmodel.eval.gap.policies import ranks, spearman
 from worldmodel.eval.openloop import device_of
 from worldmodel.models.ensemble import HEADS, Ensemble, fit
+from worldmodel.models.wrappers import Unsure
 
 if TYPE_CHECKING:
     from worldmodel.agent import Agent
@@ -84,6 +86,25 @@ def train(agent: Agent, lived: Sequence[Lived], *, heads: int = HEADS, seed: int
     with torch.no_grad():
         features, following = (agent.world.features(states).float() for states in (before, after))
     return fit(features, action.float(), following, heads=heads, seed=seed)
+
+
+def fit_disagreement(agent: Agent, lived: Sequence[Lived], *, heads: int = HEADS, seed: int = 0) -> Agent:
+    """`agent` once more, of the same weights and starts, in a world that offers `disagreement` (`models/wrappers.py`).
+
+    With it, dreams may cost where the world knows little:
+
+        lived = episodes(agent, range(8))                           # eval/gap/episodes.py; tracks that only train
+        unsure = fit_disagreement(agent, lived)
+        gymnasium.make("worldmodel/Dream-v0", checkpoint=unsure, penalty=10.0)
+
+    Whether the disagreement knows anything, the gap report says of each agent (AUROC); below `USEFUL` leave it alone.
+    Raises UsageError without a transition to learn from.
+    """
+    if not any(episode.length > 1 for episode in lived):
+        raise UsageError("no real episode of more than one step: there is nothing to fit the disagreement to")
+    unsure = agent.fork()
+    unsure.world = Unsure(agent.world, train(agent, lived, heads=heads, seed=seed))
+    return unsure
 
 
 def along_dreams(agent: Agent, scores: Scores, ensemble: Ensemble, seed: int) -> np.ndarray:

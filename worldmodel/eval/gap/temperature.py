@@ -13,7 +13,6 @@ from worldmodel.errors import UsageError
 from worldmodel.eval.gap.forks import Start
 from worldmodel.eval.gap.intervals import cluster_mean
 from worldmodel.eval.gap.transfer import dream_from, mode_of, weigh
-from worldmodel.models.wrappers import Temperature
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +33,7 @@ def sweep(
     clusters, rows = [start.seed for start in starts], []
     for temperature in temperatures:
         try:
-            world = Temperature(agent.world, temperature)
+            world = agent.world.tempered(temperature)
         except UsageError:
             return None
         dreamed = dream_from(agent, world, starts, horizon, mode_of(agent, sample), seed)

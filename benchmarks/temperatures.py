@@ -1,0 +1,223 @@
+"""At which temperature should dreams teach? A table as Ha and Schmidhuber's (2018, VizDoom), for a run of one's own.
+
+python -m benchmarks.temperatures runs/carracing --json benchmarks/carracing/temperatures.json
+
+The world of the run's best agent is frozen. For every temperature and seed a fresh actor-critic learns in its dreams
+alone, as configured in the run otherwise, and is then judged in the dream that taught it, in the dream at temperature
+1, and in reality. Beside it: the policy that the run itself learned with that world, and an untrained one.
+
+Dreams begin where the run has been: every episode of its replay memory is filtered once more, by the frozen world (the
+states that the replay remembers were written by older versions of it), and steps spread evenly over each are kept.
+Every tenth episode is held out from the policies: from there, the same 256 states for all, dreams are judged.
+
+With --json the file is written after every row, and an interrupted table is gone on with: rows that are there are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+import worldmodel
+from worldmodel import storage
+from worldmodel.agent import Agent, build
+from worldmodel.config import TRACKS, Config
+from worldmodel.envs.starts import spread
+from worldmodel.errors import UsageError
+from worldmodel.eval.gap.transfer import mode_of, weigh
+from worldmodel.eval.machine import cpu_cores, cpu_model
+from worldmodel.eval.real import evaluate
+from worldmodel.models.base import WorldModel, dream
+from worldmodel.randomness import RowNoise, generator, local_randomness
+from worldmodel.train.frozen import learn_policy, policy_in
+from worldmodel.train.hindsight import look_back
+from worldmodel.train.memory import remembered
+from worldmodel.train.schedule import fast_precision
+
+TEMPERATURES = (0.5, 0.8, 1.0, 1.15, 1.3, 1.5)
+HELD_OUT, JUDGED_FROM = 10, 256
+WATCHED = ("dream/reward", "policy/value", "policy/entropy")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a training run, with its replay")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=(1,))
+    parser.add_argument("--updates", type=int, default=1000, help="of every policy")
+    parser.add_argument("--per-episode", type=int, default=64, help="states of a real episode that dreams start from")
+    parser.add_argument("--horizon", type=int, default=50, help="agent steps of the dreams that judge")
+    parser.add_argument("--episodes", type=int, default=20, help="real episodes that judge, on the selection tracks")
+    parser.add_argument("--agents", type=Path, help="keep every agent in a folder of its own here (for worldmodel gap)")
+    parser.add_argument("--json", type=Path, help="write the table here")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    stage = prepare(args.run, args.per_episode, args.horizon, args.episodes)
+    print(f"{len(stage.starts)} states to dream from, in {time.perf_counter() - began:.0f} s", flush=True)
+    result = begin(args.json, stage, args.updates, args.per_episode)
+    done = {(row["policy"], row["temperature"], row["seed"]) for row in result["rows"]}
+    for name, temperature, seed in plan(stage.config, args.temperatures, args.seeds):
+        if (name, temperature, seed) in done:
+            continue
+        row, pilot = one(stage, name, temperature, seed, args.updates)
+        result["rows"].append(row)
+        if args.json:
+            storage.write_file(args.json, result)
+        if args.agents and name == "learned":
+            pilot.save(args.agents / f"temperature-{temperature:g}-seed-{seed}", {"temperatures": row})
+        print(f"{name} {temperature} {seed}: real {row['real']['mean']:.1f}, {row['seconds']:.0f} s", flush=True)
+    print(table(result["rows"], args.horizon))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What all rows share."""
+
+    agent: Agent
+    """The run's best, in float32: its world filters and judges."""
+    world: WorldModel
+    """The same world, at the precision in which this machine is fast."""
+    config: Config
+    starts: Tensor
+    """(N, S) that teach"""
+    judged_from: Tensor
+    """(<= 256, S) of other episodes"""
+    horizon: int
+    episodes: int
+
+
+def prepare(run: Path, per_episode: int, horizon: int, episodes: int) -> Stage:
+    """Opens the run, which is only read."""
+    agent = worldmodel.load(run)
+    seen = look_back(agent, remembered(run), math.inf, per_episode)
+    if seen is None or seen.age.max() < HELD_OUT:
+        raise UsageError(f"{run} remembers fewer than {HELD_OUT} whole episodes: let it train longer")
+    held = torch.from_numpy(seen.age % HELD_OUT == HELD_OUT - 1)
+    judged_from = seen.states[held]
+    # The critic's loss on replayed rewards is not one in dreams: it is left out, and the table says so.
+    policy = replace(agent.config.policy, replay_value=0.0)
+    config = replace(agent.config, precision=fast_precision(str(agent.device)), policy=policy)
+    precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    world = build(config, agent.spaces, precision).to(agent.device).world
+    world.load_state_dict(agent.world.state_dict())
+    world.requires_grad_(False)
+    return Stage(agent, world, config, seen.states[~held], judged_from[spread(len(judged_from), JUDGED_FROM)], horizon,
+                 episodes)  # fmt: skip
+
+
+def begin(path: Path | None, stage: Stage, updates: int, per_episode: int) -> dict[str, Any]:
+    """The table so far. Raises UsageError when the file holds one that was made otherwise."""
+    p, o = stage.config.policy, stage.config.optim
+    facts = {
+        "settings": {
+            "updates": updates, "dreams": p.starts, "learned_horizon": p.horizon, "discount": p.discount,
+            "final_discount": p.final_discount, "entropy": p.entropy, "policy_lr": o.policy_lr, "decay": o.decay,
+            "precision": stage.config.precision, "replay_value_of_the_run": stage.agent.config.policy.replay_value,
+            "per_episode": per_episode, "horizon": stage.horizon, "episodes": stage.episodes, "mode": "mode",
+            "tracks": TRACKS["select"],
+        },
+        "world": {"agent_version": stage.agent.version, "cost": stage.agent.card.get("cost")},
+        "starts": len(stage.starts), "judged_from": len(stage.judged_from),
+    }  # fmt: skip
+    machine = {
+        "cpu": cpu_model(), "cores": cpu_cores(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "gymnasium": gymnasium.__version__, "worldmodel": worldmodel.__version__,
+    }  # fmt: skip
+    if path is None or not path.exists():
+        return facts | {"machine": machine, "rows": []}
+    old = storage.read_file(path)
+    if other := [name for name, value in facts.items() if old.get(name) != value]:
+        raise UsageError(f"{path} holds a table made otherwise ({', '.join(other)} differ): choose another --json")
+    return old
+
+
+def plan(config: Config, temperatures: list[float], seeds: list[int]) -> Iterator[tuple[str, float | None, int | None]]:
+    """(policy, temperature that taught it, seed) of every row; all temperatures of a seed before the next seed."""
+    yield "the run's own", config.policy.temperature, None
+    for seed in seeds:
+        yield "untrained", None, seed
+        for temperature in temperatures:
+            yield "learned", temperature, seed
+
+
+def one(
+    stage: Stage, name: str, temperature: float | None, seed: int | None, updates: int
+) -> tuple[dict[str, Any], Agent]:
+    """A row and its agent."""
+    began, curve = time.perf_counter(), []
+    pilot = stage.agent.fork()
+    if name == "untrained":
+        pilot.policy = policy_in(stage.world, pilot.spaces, stage.config, seed)
+    elif name == "learned":
+        policy = replace(stage.config.policy, temperature=temperature)
+        config = replace(stage.config, policy=policy)
+        pilot.config = replace(pilot.config, policy=policy)
+
+        def note(update: int, metrics: dict[str, Tensor]) -> None:
+            if update % max(1, updates // 20) == 0:
+                curve.append({"update": update} | {key: round(float(metrics[key]), 4) for key in WATCHED})
+
+        pilot.policy = learn_policy(stage.world, pilot.spaces, stage.starts, config, updates, seed, note)
+    pilot.policy.precision = torch.float32
+    learned = time.perf_counter()
+    row = {"policy": name, "temperature": temperature, "seed": seed} | judge(stage, pilot, temperature or 1.0)
+    seconds = {"learning_seconds": learned - began, "seconds": time.perf_counter() - began}
+    return row | {key: round(value, 1) for key, value in seconds.items()} | {"curve": curve}, pilot
+
+
+def judge(stage: Stage, pilot: Agent, temperature: float) -> dict[str, Any]:
+    """Mean returns: dreamed over `horizon` agent steps at both temperatures, and of whole real episodes.
+
+    `real_per_horizon` is what reality paid on average in as many steps, over the whole of its episodes: dreams begin
+    elsewhere, so a dream that pays a little more is no proof of anything, one that pays far more than that is.
+    """
+    seeds = range(TRACKS["select"], TRACKS["select"] + stage.episodes)
+    result = evaluate(pilot, seeds)
+    steps = sum(episode.length for episode in result.episodes)
+    return {
+        "dream": dreamed(stage, pilot, temperature), "dream_at_1": dreamed(stage, pilot, 1.0),
+        "real_per_horizon": float(result.returns.sum()) / steps * stage.horizon,
+        "real": result.summary() | {"laps_finished": result.laps_finished, "returns": result.returns.tolist()},
+    }  # fmt: skip
+
+
+def dreamed(stage: Stage, pilot: Agent, temperature: float) -> float:
+    """Mean return of dreams in which `pilot` takes its likeliest actions; the same starts and noise for everyone."""
+    world, states = stage.agent.world, stage.judged_from
+    world = world if temperature == 1 else world.tempered(temperature)
+    noise = RowNoise([generator(0, row) for row in range(len(states))])
+    with torch.no_grad(), local_randomness(0, states.device), noise:
+        told = dream(world, states, mode_of(pilot, sample=False), stage.horizon)
+    return float(weigh(told.rewards, told.conts).sum(0).mean())
+
+
+def table(rows: list[dict[str, Any]], horizon: int) -> str:
+    """For people: a line for every policy and temperature, over its seeds; ± is the spread of single episodes."""
+    lines = [f"{'policy':14} {'temperature':>11} {f'dreamed, {horizon} steps':>19} {'at temperature 1':>17} "
+             f"{f'real, {horizon} steps':>15} {'real episode':>17}  laps    each seed"]  # fmt: skip
+    kinds = {(row["policy"], row["temperature"]) for row in rows}
+    for name, temperature in sorted(kinds, key=lambda kind: (kind[0] == "learned", kind[1] or 0)):
+        same = [row for row in rows if (row["policy"], row["temperature"]) == (name, temperature)]
+        own, at_1, paid = (np.mean([row[key] for row in same]) for key in ("dream", "dream_at_1", "real_per_horizon"))
+        returns = np.concatenate([row["real"]["returns"] for row in same])
+        laps = [row["real"]["laps_finished"] for row in same]
+        counted = "-" if None in laps else f"{sum(laps)}/{len(returns)}"
+        each = " ".join(f"{row['real']['mean']:.0f}" for row in same)
+        real = f"{returns.mean():.1f} ± {returns.std(ddof=len(returns) > 1):.1f}"
+        told = "-" if temperature is None else f"{temperature:g}"
+        lines.append(f"{name:14} {told:>11} {own:19.1f} {at_1:17.1f} {paid:15.1f} {real:>17}  {counted:7} {each}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""A policy from nothing but the dreams of a world that learns no more, as in World Models (Ha and Schmidhuber 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from worldmodel.config import Config
+from worldmodel.envs import Spaces
+from worldmodel.errors import UsageError
+from worldmodel.models.base import WorldModel
+from worldmodel.optim import Average, LaProp, decayed
+from worldmodel.policies.actor_critic import ActorCritic
+from worldmodel.randomness import generator, local_randomness
+from worldmodel.train.dreamer import learn_in_dream
+
+
+def policy_in(world: WorldModel, spaces: Spaces, config: Config, seed: int) -> ActorCritic:
+    """An untrained policy for `world`, where the world lies; `config.precision` resolved."""
+    start = world.initial(1)
+    precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    with local_randomness(seed, start.device):
+        features = world.features(start).shape[-1]
+        made = ActorCritic(features, spaces.actions, spaces.discrete, config.policy, precision)
+    return made.to(start.device)
+
+
+def learn_policy(
+    world: WorldModel, spaces: Spaces, starts: Tensor, config: Config, updates: int, seed: int = 0,
+    note: Callable[[int, dict[str, Tensor]], None] = lambda update, metrics: None,
+) -> ActorCritic:  # fmt: skip
+    """A fresh actor-critic after `updates` updates in dreams of `world`, which is only read.
+
+    All as in a training run (`train/dreamer.py`) whose budget is `updates`: optimiser, decay of its rate, moving
+    discount and entropy bonus, averaged weights. Left out is what needs reality: the replay value loss.
+    `config.policy.temperature` is that of the dreams. The same seed, the same weights and starts at any temperature;
+    no global generator is moved.
+
+    Args:
+        starts: posterior states (N, S), of which every update draws `config.policy.starts`, with replacement (where
+            that is 0, as many as a batch of the replay holds). note: told the metrics of every update, from 1 on.
+
+    Returns the policy with averaged weights. Raises UsageError without a start, or for a temperature that the world
+    cannot dream at.
+    """
+    if not len(starts):
+        raise UsageError("no states to start dreams from")
+    o, c = config.optim, config.policy
+    dreamed = world if c.temperature == 1 else world.tempered(c.temperature)
+    policy = policy_in(world, spaces, config, seed)
+    learned = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = LaProp(learned, o.policy_lr, agc=o.agc, beta1=o.beta1, beta2=o.beta2, eps=o.eps, warmup=o.warmup)
+    average = Average({"policy": policy}, o.average)
+    count, chance = c.starts or config.replay.batch * config.replay.length, generator(seed)
+    with local_randomness(generator(seed, 1).initial_seed(), starts.device):  # not the numbers of the first weights
+        for update in range(updates):
+            progress = update / updates
+            chosen = torch.randint(len(starts), (count,), generator=chance).to(starts.device)
+            optimizer.zero_grad()
+            metrics = learn_in_dream(dreamed, policy, starts[chosen].float(), progress)
+            optimizer.step(decayed(progress, o.decay, o.final))
+            policy.update_slow()
+            average.update()
+            note(update + 1, metrics)
+    if o.average:
+        policy.load_state_dict({name.removeprefix("policy."): value for name, value in average.weights.items()})
+    return policy

@@ -1,0 +1,32 @@
+"""What a run lived through, for whoever looks at it from outside: nothing is written, no lock is taken."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from worldmodel import storage
+from worldmodel.config import from_dict
+from worldmodel.envs import Spaces
+from worldmodel.errors import UsageError
+from worldmodel.replay import Replay
+from worldmodel.train.checkpoint import Checkpoints
+from worldmodel.train.shards import Shards
+
+
+def remembered(run: str | Path, warn: Callable[[str], None] = warnings.warn) -> Replay:
+    """The replay memory of the run in the folder `run` as of its newest whole checkpoint; the run may be going on.
+
+    `warn` is told what is damaged, and is left out. Raises UsageError when there is no checkpoint, or one of another
+    version of the library; CorruptError when none is whole.
+    """
+    found = Checkpoints(run, warn=warn).latest()
+    if found is None:
+        raise UsageError(f"no checkpoint in {str(run)!r}: give the folder of a training run")
+    files = found[1]
+    config = from_dict(files["run.json"]["config"])
+    spaces, r = Spaces.from_dict(storage.read_file(Path(run) / "spaces.json")), config.replay
+    replay = Replay(spaces, files["states.npy"].shape[1], r.gigabytes, r.length, r.online, config.seed)
+    Shards(Path(run) / "replay").restore(replay, files, warn)
+    return replay
