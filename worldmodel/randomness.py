@@ -121,7 +121,7 @@ class TiledNoise(TorchFunctionMode):
     rivals are compared under the same luck, and less is drawn.
 
     Draws of `torch.rand`, `randn`, `rand_like` and `randn_like` whose first dimension is copies x rows, without a
-    generator of their own, are tiled; others, dropout and `multinomial` among them, stay as they are.
+    generator of their own, are tiled; others, dropout, `normal` and `multinomial` among them, stay.
     """
 
     def __init__(self, copies: int, rows: int) -> None:

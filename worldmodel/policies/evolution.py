@@ -154,6 +154,8 @@ class Search:
         """
         strategy = self._strategy()
         asked = strategy.ask()
+        # Only now: cma sets up timers in its first `ask`, and keeps an older mean from its second `tell` on.
+        strategy.countiter, strategy.mean_old = int(self.state["generation"]), strategy.mean
         members = torch.from_numpy(np.stack(asked))
         returns = fitness(members.float()).double().cpu()
         cost = self.weight_decay * members.square().mean(-1) - returns
@@ -176,7 +178,7 @@ class Search:
         }  # fmt: skip
         strategy = cma.CMAEvolutionStrategy(state["mean"], float(state["sigma"]), options)
         strategy.sigma_vec = cma.transformations.DiagonalDecoding(state["deviations"])
-        strategy.pc, strategy.countiter = state["covariance_path"], int(state["generation"])
+        strategy.pc = state["covariance_path"]
         strategy.adapt_sigma.initialize(strategy)
         strategy.adapt_sigma.ps = state["sigma_path"]
         return strategy
