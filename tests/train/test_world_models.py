@@ -276,6 +276,15 @@ def test_the_frozen_regime_never_collects(tmp_path: Path, policy: str) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("train_every", [0.0, 2.0])
+def test_a_frozen_run_is_judged_but_not_by_what_chance_was_paid(tmp_path: Path, train_every: float) -> None:
+    """The rewards in the replay are those of random driving: no policy promised them."""
+    train(evolving(train_every=train_every, updates=40, eval_minutes=60.0), tmp_path)
+    kinds = {line["kind"] for line in metrics(tmp_path)}
+    assert "eval" in kinds and ("gap" in kinds) == bool(train_every)
+
+
+@pytest.mark.usefixtures("quick")
 def test_the_refresh_regime_collects_with_the_controller_of_now(tmp_path: Path) -> None:
     with opened(evolving("test/CorridorBoth-v0", updates=9), tmp_path) as run:
         run.train()

@@ -218,7 +218,8 @@ class Run:
         self.progress.judged(score, self.best["score"])
         try:
             with self.clock("eval"):
-                if seen and (gap := quick_gap(agent, self.replay, seen, GAP_STEPS)):
+                # In the frozen regime nobody drives but chance: no policy was paid what a dream could be held against.
+                if seen and c.train_every and (gap := quick_gap(agent, self.replay, seen, GAP_STEPS)):
                     self.log.write("gap", self.replay.total, self._counters() | gap)
                 open_loop_video(agent, self.replay, self.collector.start, self.out / "videos", self.log)
         except Exception as error:  # whatever it is, hours of training weigh more than a film of them

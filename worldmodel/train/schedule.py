@@ -57,7 +57,8 @@ def plan(config: Config, update_seconds: float, step_seconds: float, step_bytes:
     """The schedule that follows from the budgets and the measured pace. Pure arithmetic; at least one budget is set.
 
     An evaluation is taken to last `eval_episodes` of `episode_steps` agent steps, every `eval_minutes`, and once more
-    at the end; a budget of minutes counts all but the last.
+    at the end; a budget of minutes counts all but the last. What a learner does only now and then is spread evenly over
+    all updates, those of the pretraining too.
     """
     repeat = config.env.action_repeat
     every, judging = config.eval_minutes * 60, config.eval_episodes * episode_steps * step_seconds

@@ -52,15 +52,18 @@ class WorldModels(Learner):
         alive = states[~batch.is_terminal]
         if self.due() and len(alive):
             for _ in range(self.config.evolution.generations):
-                self._generation(alive)
+                self.evolve(alive)
             self.agent.policy.load_vector(self.search.state["mean"])
         if not int(self.search.state["generation"]):
             return {}
         metrics = {f"evolution/{name}": value.clone() for name, value in self.told.items()}
         return metrics | {f"evolution/{name}": self.search.state[name].float() for name in ("sigma", "generation")}
 
-    def _generation(self, alive: Tensor) -> None:
-        """One generation from some of the states (N, S), the same ones for all its members."""
+    def evolve(self, alive: Tensor) -> None:
+        """One generation of the search, whose dreams begin in some of the states (N, S), the same for all members.
+
+        Raises NumericalError when a dream pays what is not finite; the search is as it was then.
+        """
         e, spaces, precision = self.config.evolution, self.agent.spaces, self.agent.world.precision
         start = alive[torch.randperm(len(alive), device=alive.device)[: e.starts]]
 
@@ -90,7 +93,7 @@ class WorldModels(Learner):
         start = self.agent.world.initial(self.config.evolution.starts)
         with local_randomness(0, start.device):
             began = time.perf_counter()
-            self._generation(start)
+            self.evolve(start)
             seconds = time.perf_counter() - began
         for value, was in kept:
             value.copy_(was)
