@@ -57,7 +57,7 @@ def check(config: Config) -> None:
     if config.policy.kind == "evolution" and config.policy.replay_value:
         raise UsageError(
             f"--policy.replay-value {config.policy.replay_value:g} teaches a critic, and --policy.kind evolution has "
-            "none: leave it out"
+            "none: set it to 0"
         )
     if config.prefill < config.replay.length + 1:
         raise UsageError(f"--prefill {config.prefill} is shorter than a sequence of {config.replay.length} + 1 steps")
