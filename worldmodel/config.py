@@ -322,10 +322,10 @@ PRESETS["world-models-cma"] = replace(
     policy=PolicyConfig(kind="evolution"),
     optim=replace(PRESETS["world-models"].optim, average=0.0),
 )
-# 240,000 frames of random driving (the original: 10 million) in 0.8 GB; then, on two cores, about a third of the time
-# for V and M alone, which settle (decay) while C evolves, about as many generations as the original's 1800. Planned by
-# the pace of an update (2 s) and of a generation (6 s) with one thread; what it scores was never measured. Temperature:
-# the one with the best real score in the original's VizDoom.
+# 240,000 frames of random driving (the original: 10 million) in 0.8 GB; a third of the time for V and M alone, which
+# settle (decay) while C evolves, some 1200 generations (the original: 1800). Planned by the pace of an update (2 s) and
+# of a generation (5 to 6 s) with one thread on a busy machine; no such run was made yet. Temperature: the one with the
+# best real score in the original's VizDoom.
 PRESETS["world-models-2018"] = replace(
     PRESETS["world-models-cma"],
     env=EnvConfig(),
