@@ -102,7 +102,8 @@ def test_every_default_is_explained() -> None:
                 explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                 assert explained, f"{node.name}.{ast.unparse(field.target)} has no docstring"
     assert [node.name for node in classes] == [
-        "EnvConfig", "WorldConfig", "WorldModelsConfig", "PolicyConfig", "OptimConfig", "ReplayConfig", "Config",
+        "EnvConfig", "WorldConfig", "WorldModelsConfig", "PolicyConfig", "EvolutionConfig", "OptimConfig",
+        "ReplayConfig", "Config",
     ]  # fmt: skip
 
 

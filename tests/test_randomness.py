@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.randomness import RowNoise, generator, local_randomness
+from worldmodel.randomness import RowNoise, TiledNoise, generator, local_randomness
 
 
 def snapshot():
@@ -82,3 +82,30 @@ def test_other_draws_and_explicit_generators_pass_through():
     torch.manual_seed(0)
     assert torch.equal(through, torch.rand(5))
     assert torch.equal(own, torch.rand(2, generator=torch.Generator().manual_seed(7)))
+
+
+TILED = {name: draw for name, draw in DRAWS.items() if name.startswith("rand")}
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_tiled_noise_is_that_of_one_copy_for_all(name):
+    torch.manual_seed(4)
+    one = TILED[name](5)
+    torch.manual_seed(4)
+    with TiledNoise(3, 5):
+        many = TILED[name](15)
+        other = torch.rand(14)
+    assert many.shape == (15, *one.shape[1:]) and many.dtype == one.dtype
+    assert torch.equal(many.unflatten(0, (3, 5)), one.expand(3, *one.shape))
+    assert len(set(other.tolist())) == 14, "another number of rows is somebody else's"
+
+
+def test_tiled_noise_leaves_alone_what_has_a_generator_of_its_own_or_only_one_copy():
+    torch.manual_seed(4)
+    whole = torch.rand(6, 2)
+    torch.manual_seed(4)
+    with TiledNoise(1, 6):
+        assert torch.equal(torch.rand(6, 2), whole)
+    with TiledNoise(2, 3):
+        drawn = torch.rand(6, 2, generator=generator(1))
+    assert torch.equal(drawn, torch.rand(6, 2, generator=generator(1)))

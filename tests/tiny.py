@@ -12,6 +12,7 @@ from worldmodel.agent import Agent, build
 from worldmodel.config import (
     Config,
     EnvConfig,
+    EvolutionConfig,
     OptimConfig,
     PolicyConfig,
     ReplayConfig,
@@ -27,6 +28,7 @@ WORLD = WorldConfig(deter=16, hidden=8, blocks=4, stoch=3, classes=4, units=8, v
                     bins=41, decode_share=1.0)  # fmt: skip
 WORLD_MODELS = WorldModelsConfig(latent=6, depth=4, tokens=8, memory=8, mixtures=3, units=8, bins=41, decode_share=1.0)
 POLICY = PolicyConfig(units=8, layers=1, horizon=3, starts=0, bins=41)
+EVOLUTION = EvolutionConfig(population=6, starts=3, horizon=4, every=2)
 SEEN: dict[str, dict[str, tuple[int, ...]]] = {
     "image": {"image": (16, 16, 3)},
     "vector": {"vector": (5,)},
@@ -39,7 +41,7 @@ ACTIONS = 3
 def config(**overrides: Any) -> Config:
     """A tiny configuration; `overrides` are fields of Config, and fields of `world`, `policy`, `optim`."""
     parts: dict[str, Any] = {
-        "world": WORLD, "world_models": WORLD_MODELS, "policy": POLICY,
+        "world": WORLD, "world_models": WORLD_MODELS, "policy": POLICY, "evolution": EVOLUTION,
         "env": EnvConfig(id="worldmodel/Echo-v0", action_repeat=1, image_size=16),
         "optim": OptimConfig(warmup=2), "replay": ReplayConfig(batch=4, length=5, gigabytes=0.01),
         "precision": "float32", "device": "cpu",
@@ -68,7 +70,8 @@ def agent(seen: str = "both", discrete: bool = False, actions: int = ACTIONS, **
     made = build(config(**overrides), Spaces(SEEN[seen], discrete, actions), torch.float32)
     shake(made.world)
     shake(made.policy)
-    made.policy.slow_critic.load_state_dict(made.policy.critic.state_dict())
+    if hasattr(made.policy, "slow_critic"):
+        made.policy.slow_critic.load_state_dict(made.policy.critic.state_dict())
     return made
 
 

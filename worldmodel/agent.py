@@ -25,6 +25,8 @@ from worldmodel.models.base import WorldModel
 from worldmodel.models.rssm import RSSM
 from worldmodel.models.world_models import VaeMdnRnn
 from worldmodel.policies.actor_critic import ActorCritic
+from worldmodel.policies.base import Policy
+from worldmodel.policies.evolution import Controller
 
 FILES = ("config.json", "spaces.json", "agent.safetensors", "card.json")
 
@@ -36,7 +38,7 @@ class Agent:
         config: of the run that made it. spaces: what it sees and does. world, policy: on the same device.
     """
 
-    def __init__(self, config: Config, spaces: Spaces, world: WorldModel, policy: ActorCritic):
+    def __init__(self, config: Config, spaces: Spaces, world: WorldModel, policy: Policy):
         self.config, self.spaces, self.world, self.policy = config, spaces, world, policy
         self.card: dict[str, Any] = {}
         self.starts: Starts | None = None  # where its dreams begin; they belong to these very weights
@@ -208,7 +210,7 @@ class Agent:
         parts = {"encoder": "encoder", "core": "core", "prior": "prior", "decoder": "decoder"}
         parts |= {"vae": "vae", "mdn-rnn": "memory"}
         sizes = {name: _count(getattr(self.world, part, None)) for name, part in parts.items()}
-        sizes |= {name: _count(getattr(self.policy, name)) for name in ("actor", "critic")}
+        sizes |= {name: _count(getattr(self.policy, name, None)) for name in ("actor", "critic")}
         lines = [f"  {name:<10}{_short(size):>8}" for name, size in sizes.items() if size]
         see = ", ".join(f"{name} {shape}" for name, shape in self.spaces.observations.items())
         does = f"{self.spaces.actions} {'choices' if self.spaces.discrete else 'continuous actions'}"
@@ -220,8 +222,7 @@ def build(config: Config, spaces: Spaces, precision: torch.dtype) -> Agent:
     """A new, untrained agent; `precision` is the dtype of its matrix multiplications."""
     world = _world(config, spaces, precision)
     features = world.features(world.initial(1)).shape[-1]
-    policy = ActorCritic(features, spaces.actions, spaces.discrete, config.policy, precision)
-    return Agent(config, spaces, world, policy)
+    return Agent(config, spaces, world, _policy(config, features, spaces, precision))
 
 
 def _world(config: Config, spaces: Spaces, precision: torch.dtype) -> WorldModel:
@@ -230,6 +231,14 @@ def _world(config: Config, spaces: Spaces, precision: torch.dtype) -> WorldModel
     if config.world.kind == "vae-mdn-rnn":
         return VaeMdnRnn(spaces.observations, spaces.actions, config.world_models, precision)
     raise UsageError(f"--world.kind must be rssm or vae-mdn-rnn, not {config.world.kind}")
+
+
+def _policy(config: Config, features: int, spaces: Spaces, precision: torch.dtype) -> Policy:
+    if config.policy.kind == "actor-critic":
+        return ActorCritic(features, spaces.actions, spaces.discrete, config.policy, precision)
+    if config.policy.kind == "evolution":
+        return Controller(features, spaces.actions, spaces.discrete, config.evolution.noise)
+    raise UsageError(f"--policy.kind must be actor-critic or evolution, not {config.policy.kind}")
 
 
 def _count(module: torch.nn.Module | None) -> int:

@@ -2,6 +2,7 @@
 
 `local_randomness` borrows the global generators and gives them back. `RowNoise` gives every row of a batch its own
 stream, so that an episode's noise depends on its seed alone: not on its neighbours, the batch or the number of workers.
+`TiledNoise` gives rivals the same noise.
 """
 
 from __future__ import annotations
@@ -113,6 +114,40 @@ def _rows(
     if not size or size[0] != len(generators):
         return None
     return torch.stack([draw(size[1:], generator=g, dtype=dtype) for g in generators]).to(device or "cpu")
+
+
+class TiledNoise(TorchFunctionMode):
+    """Within, a batch of `copies` x `rows` trajectories, copy after copy, draws noise for one copy and gives it to all:
+    rivals are compared under the same luck, and less is drawn.
+
+    Draws of `torch.rand`, `randn`, `rand_like` and `randn_like` whose first dimension is copies x rows, without a
+    generator of their own, are tiled; others, dropout, `normal` and `multinomial` among them, stay.
+    """
+
+    def __init__(self, copies: int, rows: int) -> None:
+        super().__init__()
+        self.copies, self.rows = copies, rows
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("generator") is None and self.copies > 1:
+            if func in (torch.rand, torch.randn):
+                size = kwargs.get("size", args)
+                size = tuple(size[0] if len(size) == 1 and not isinstance(size[0], int) else size)
+                if self._whole(size):
+                    rest = {key: value for key, value in kwargs.items() if key != "size"}
+                    return self._tiled(func((self.rows, *size[1:]), **rest))
+            elif func in (torch.rand_like, torch.randn_like):
+                like = args[0] if args else kwargs["input"]
+                if self._whole(tuple(like.shape)):
+                    return self._tiled(func(like[: self.rows], **{k: v for k, v in kwargs.items() if k != "input"}))
+        return func(*args, **kwargs)
+
+    def _whole(self, size: tuple[int, ...]) -> bool:
+        return bool(size) and size[0] == self.copies * self.rows
+
+    def _tiled(self, noise: Tensor) -> Tensor:
+        return noise.repeat(self.copies, *[1] * (noise.ndim - 1))
 
 
 _DRAWS: dict[Callable, Callable[..., Tensor | None]] = {

@@ -36,6 +36,7 @@ from worldmodel.models.rssm import RSSM
 from worldmodel.models.world_models import VaeMdnRnn
 from worldmodel.models.wrappers import Unsure
 from worldmodel.policies.actor_critic import ActorCritic
+from worldmodel.policies.evolution import Controller, population_returns
 
 B, T, H = 4, 5, 3
 
@@ -147,6 +148,18 @@ def descendants(kind: type) -> set[type]:
 
 
 # -- shapes and ranges ------------------------------------------------------------------------------------------------
+
+
+def test_every_world_can_be_driven_by_a_population(case: tuple[WorldModel, str], discrete: bool) -> None:
+    """The controller of World Models needs nothing that a world does not promise."""
+    made, seen = case
+    start = start_of(made, seen)
+    controller = shake(Controller(made.features(start).shape[-1], ACTIONS, discrete, noise=0.5))
+    told = dream(made, start, controller.act, H)
+    assert told.actions.shape == (H, B, ACTIONS) and bool(told.rewards.isfinite().all())
+    vectors = torch.stack([controller.vector(), -controller.vector()])
+    returns = population_returns(made, start, vectors, H, discrete)
+    assert returns.shape == (2, B) and bool(returns.isfinite().all()) and not returns.requires_grad
 
 
 @pytest.mark.parametrize("width", [B, 1])

@@ -56,7 +56,10 @@ def test_configurations_from_before_there_were_two_worlds_still_load() -> None:
     assert from_dict(old) == preset("carracing")
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("world-models", 1_500_000), ("world-models-2018", 4_348_547)])
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("world-models", 1_500_000), ("world-models-cma", 1_500_000), ("world-models-2018", 4_348_547)],
+)
 def test_presets_build(name: str, parameters: int) -> None:
     config = preset(name)
     seen = {"image": (64, 64, 3)} | ({"score": (20,)} if config.env.read_score else {})
@@ -65,7 +68,8 @@ def test_presets_build(name: str, parameters: int) -> None:
     sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in made.world.named_children()}
     assert sizes["vae"] == parameters if name.endswith("2018") else sizes["vae"] < parameters
     assert sizes["memory"] == 422_368
-    assert made.policy.actor[0][0].in_features == 288  # the controller's inputs, z and h
+    actor = made.policy.actor if config.policy.kind == "evolution" else made.policy.actor[0][0]
+    assert actor.in_features == 288  # the controller's inputs, z and h
     assert "mdn-rnn" in repr(made) and "vae" in repr(made)
 
 

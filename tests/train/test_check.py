@@ -33,7 +33,7 @@ def set_field(config: Config, name: str, value: Any) -> Config:
         ("frames", -1, "--frames must be at least 0, not -1"),
         ("seed", -1, r"--seed must be in \[0, 9e18\), not -1"),
         ("prefill", 8, "--prefill 8 is shorter than a sequence of 8 \\+ 1 steps"),
-        ("train_every", 0.0, "--train-every must be more than 0, not 0.0"),
+        ("train_every", -1.0, "--train-every must be at least 0, not -1.0"),
         ("train_every", float("nan"), "--train-every must be a finite number, not nan"),
         ("eval_episodes", 0, "--eval-episodes must be at least 1, not 0"),
         ("save_minutes", -1.0, "--save-minutes must be at least 0"),
@@ -51,6 +51,9 @@ def set_field(config: Config, name: str, value: Any) -> Config:
         ("replay.gigabytes", 1e-6, "--replay.gigabytes 1e-06 holds 1 steps: give at least"),
         ("env.id", "worldmodel/Corrido-v0", "did you mean worldmodel/Corridor-v0"),
         ("env.image_size", 17, "--env.image-size must be a multiple of 16"),
+        ("evolution.population", 2, "--evolution.population must be at least 4, not 2"),
+        ("evolution.sigma", 0.0, "--evolution.sigma must be more than 0, not 0.0"),
+        ("policy.kind", "cma", "--policy.kind must be actor-critic or evolution, not cma"),
         ("device", "gpu", "--device gpu: torch cannot use it here; use cpu, cuda"),
     ],
 )
@@ -64,6 +67,19 @@ def test_what_cannot_work_is_refused_at_once(tmp_path: Path, name: str, value: A
 def test_an_entropy_bonus_cannot_move_away_from_nothing() -> None:
     config = set_field(set_field(tiny(), "policy.entropy", 0.0), "policy.final_entropy", 1e-4)
     with pytest.raises(UsageError, match="final-entropy is approached from --policy"):
+        check(config)
+
+
+def test_a_frozen_regime_needs_a_budget_that_ends_it(tmp_path: Path) -> None:
+    frozen = dataclasses.replace(tiny(updates=0, frames=1000), train_every=0.0)
+    with pytest.raises(UsageError, match=r"--train-every 0 collects nothing .* give --minutes or --updates as well"):
+        check(frozen)
+    check(dataclasses.replace(frozen, minutes=1.0))
+
+
+def test_evolution_has_no_critic_that_replay_could_teach() -> None:
+    config = set_field(set_field(tiny(), "policy.kind", "evolution"), "policy.replay_value", 0.3)
+    with pytest.raises(UsageError, match=r"--policy.replay-value 0.3 teaches a critic, and --policy.kind evolution"):
         check(config)
 
 

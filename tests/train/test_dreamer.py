@@ -16,6 +16,7 @@ from worldmodel.envs import Spaces, make
 from worldmodel.envs.explore import RandomActions
 from worldmodel.errors import NumericalError
 from worldmodel.models.base import Batch, dream
+from worldmodel.optim import Average
 from worldmodel.replay import Replay
 from worldmodel.train.clock import Clock
 from worldmodel.train.collect import Collector
@@ -70,7 +71,7 @@ def test_an_update_teaches_everything(gradient: str, discrete: bool, precision: 
 def test_slow_critic_and_average_follow_the_new_weights() -> None:
     made = dreamer()
     made.agent.policy.slow_critic.load_state_dict(made.agent.policy.critic.state_dict())
-    made.average = module.Average({"world": made.agent.world, "policy": made.agent.policy}, 0.997)
+    made.average = Average({"world": made.agent.world, "policy": made.agent.policy}, 0.997)
     old = copied(made.agent.weights())
     made.update(experience(made))
     new = made.agent.weights()

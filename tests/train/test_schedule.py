@@ -15,6 +15,7 @@ from worldmodel.config import Config, EnvConfig, ReplayConfig
 from worldmodel.envs import Spaces, make
 from worldmodel.errors import UsageError
 from worldmodel.train import schedule
+from worldmodel.train.learner import Learner
 from worldmodel.train.schedule import fast_precision, find_device, measure, plan, random_batch
 
 REPLAY = ReplayConfig(batch=32, length=16)
@@ -46,6 +47,16 @@ def test_updates_by_hand() -> None:
     made = planned(updates=600)
     assert (made.updates, made.steps, made.frames, made.limit) == (600, 3000, 12_000, "updates")
     assert made.minutes == pytest.approx((60 + 500 * 0.54) / 60)
+
+
+def test_the_frozen_regime_collects_nothing_after_the_prefill() -> None:
+    """1000 steps = 10 s, then 590 s of updates; frames do not end it, unless they end within the prefill."""
+    made = planned(minutes=10.0, frames=20_000, train_every=0.0)
+    assert (made.updates, made.steps, made.frames, made.limit) == (1180, 1000, 4000, "minutes")
+    made = planned(updates=600, train_every=0.0)
+    assert (made.updates, made.steps) == (600, 1000) and made.minutes == pytest.approx((10 + 300) / 60)
+    made = planned(minutes=10.0, frames=400, train_every=0.0)
+    assert (made.updates, made.steps, made.limit) == (0, 100, "frames")
 
 
 def test_the_smallest_budget_decides() -> None:
@@ -152,7 +163,7 @@ def test_measure_takes_what_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> N
     clock = iter(range(100))
     monkeypatch.setattr(schedule.time, "perf_counter", lambda: float(next(clock)))
     updates = []
-    monkeypatch.setattr(schedule.Dreamer, "update", lambda self, batch: updates.append(batch))
+    monkeypatch.setattr(Learner, "update", lambda self, batch: updates.append(batch))
     config = tiny()
     made = measure(config, Spaces.of(make(config.env)), "cpu", updates=4, steps=10)
     assert len(updates) == 5 and made == (1 / 4, 1 / 10)

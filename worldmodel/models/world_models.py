@@ -54,6 +54,9 @@ class VaeMdnRnn(WorldModel):
         self.config, self.precision, self.dropout = config, precision, config.dropout
         self.vae = VAE(observations, c)
         self.memory = MDNRNN(c.latent, actions, c.memory, c.mixtures, c.joint)
+        if c.random_memory:
+            self.memory.from_input.requires_grad_(False)
+            self.memory.from_hidden.requires_grad_(False)
         features = c.latent + c.memory
         self.width = features + c.memory
         self.reward = MLP(features, c.units, c.head_layers, c.bins, c.norm, scale=0.0)
@@ -63,7 +66,7 @@ class VaeMdnRnn(WorldModel):
         return torch.zeros(batch, self.width, device=self.memory.head.weight.device)
 
     def features(self, state: Tensor) -> Tensor:
-        return state[..., : self.config.latent + self.config.memory]
+        return state[..., : self.config.latent] if self.config.see == "z" else self._known(state)
 
     def observe(self, state: Tensor, action: Tensor, obs: dict[str, Tensor], is_first: Tensor) -> Tensor:
         with self._cast(state):
@@ -81,8 +84,8 @@ class VaeMdnRnn(WorldModel):
 
     def outcome(self, state: Tensor) -> tuple[Tensor, Tensor]:
         with self._cast(state):
-            features = self.features(state)
-            return TwoHot(self.reward(features)).mean(), torch.sigmoid(self.cont(features).float().squeeze(-1))
+            known = self._known(state)
+            return TwoHot(self.reward(known)).mean(), torch.sigmoid(self.cont(known).float().squeeze(-1))
 
     def decode(self, state: Tensor) -> Tensor | None:
         if not self.vae.images:
@@ -138,6 +141,10 @@ class VaeMdnRnn(WorldModel):
             "world/kl_at_floor": (raw < floor).float().mean(),
             "world/dead_dimensions": dead_dimensions(posterior.mean),
         }
+
+    def _known(self, state: Tensor) -> Tensor:
+        """(z, h) of states (..., S): what the heads see, whatever policies may."""
+        return state[..., : self.config.latent + self.config.memory]
 
     def _split(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return state.split([self.config.latent, self.config.memory, self.config.memory], -1)

@@ -12,10 +12,11 @@ from worldmodel.config import PolicyConfig
 from worldmodel.distributions import BoundedNormal, OneHot, TwoHot, unimix
 from worldmodel.models.base import Dream
 from worldmodel.nets import MLP
+from worldmodel.policies.base import Policy
 from worldmodel.returns import discount_weights, lambda_return
 
 
-class ActorCritic(nn.Module):
+class ActorCritic(Policy):
     """Actor, critic, slow critic and the scale of returns.
 
     Args:

@@ -10,15 +10,18 @@ from worldmodel.errors import UsageError
 
 INTERVALS = {
     "[0, inf)": "world_models.kl_floor world_models.head_layers "
+    "evolution.weight_decay evolution.noise train_every "
     "minutes frames updates pretrain eval_minutes save_minutes env.image_size world.head_layers "
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale policy.layers policy.starts policy.entropy "
     "policy.final_entropy policy.slow_scale policy.replay_value optim.warmup replay.online",
     "[1, inf)": "world_models.latent world_models.depth world_models.tokens world_models.memory world_models.mixtures "
     "world_models.units world_models.vector_layers "
+    "evolution.starts evolution.horizon evolution.every evolution.generations "
     "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
     "world.classes world.units world.depth world.tokens policy.units policy.horizon replay.batch replay.length",
     "[3, inf)": "world.bins world_models.bins policy.bins",
-    "(0, inf)": "train_every policy.min_std policy.max_std optim.world_lr optim.policy_lr optim.agc optim.eps "
+    "[4, inf)": "evolution.population",
+    "(0, inf)": "evolution.sigma policy.min_std policy.max_std optim.world_lr optim.policy_lr optim.agc optim.eps "
     "replay.gigabytes "
     "policy.temperature",
     "[0, 1]": "policy.lam policy.slow_rate policy.scale_rate optim.decay optim.final",
@@ -44,6 +47,18 @@ def check(config: Config) -> None:
             raise UsageError(f"{_flag(name)} must be odd, so that one bin is 0, not {attrgetter(name)(config)}")
     if not (config.minutes or config.frames or config.updates):
         raise UsageError("no budget: give --minutes, --frames or --updates")
+    if not config.train_every and not (config.minutes or config.updates):
+        raise UsageError(
+            "--train-every 0 collects nothing after the prefill, so --frames cannot end the run: give --minutes or "
+            "--updates as well"
+        )
+    if config.policy.kind not in ("actor-critic", "evolution"):
+        raise UsageError(f"--policy.kind must be actor-critic or evolution, not {config.policy.kind}")
+    if config.policy.kind == "evolution" and config.policy.replay_value:
+        raise UsageError(
+            f"--policy.replay-value {config.policy.replay_value:g} teaches a critic, and --policy.kind evolution has "
+            "none: set it to 0"
+        )
     if config.prefill < config.replay.length + 1:
         raise UsageError(f"--prefill {config.prefill} is shorter than a sequence of {config.replay.length} + 1 steps")
     if config.policy.min_std > config.policy.max_std:

@@ -2,91 +2,45 @@
 
 repeat
     collect:   act in the real environment, remember                    train/collect.py
-    world:     maximise the evidence of replayed sequences              models/rssm.py
+    world:     maximise the evidence of replayed sequences              models/rssm.py, train/learner.py
     dream:     imagine `horizon` steps from replayed states             models/base.py
     policy:    lambda-returns of the dream teach actor and critic       policies/actor_critic.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from worldmodel.agent import Agent, build
-from worldmodel.config import Config, PolicyConfig
-from worldmodel.envs import Spaces
-from worldmodel.errors import NumericalError
+from worldmodel.config import PolicyConfig
 from worldmodel.models.base import Batch, WorldModel, dream
-from worldmodel.optim import Average, LaProp, decayed
 from worldmodel.policies.actor_critic import ActorCritic
 from worldmodel.returns import moving, moving_discount
+from worldmodel.train.learner import Learner
 
 
-class Dreamer:
-    """World model, actor-critic and their optimiser, taught one batch at a time.
+class Dreamer(Learner):
+    """World model, actor-critic and their optimiser, taught one batch at a time."""
 
-    Args:
-        config: the run's; `precision` resolved. spaces: of the environment. device: where to compute.
-        clock: `clock("world")` and `clock("dream")` are context managers that time the two halves of an update.
-    """
+    @property
+    def learning(self) -> str:
+        weight = self.config.policy.replay_value
+        if not weight:
+            return "actor and critic learn from imagined trajectories only; no replay value loss"
+        return f"actor: imagined trajectories only; critic: these, and a replay value loss of {weight:g}"
 
-    def __init__(
-        self, config: Config, spaces: Spaces, device: str, clock: Callable[[str], AbstractContextManager[Any]]
-    ):
-        self.config, self.clock = config, clock
-        precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        self.agent = build(config, spaces, precision).to(device)
-        temperature = config.policy.temperature
-        self.dreamed = self.agent.world if temperature == 1 else self.agent.world.tempered(temperature)
-        self.averaged = build(config, spaces, precision).to(device)
-        modules = {"world": self.agent.world, "policy": self.agent.policy}
-        named = {f"{m}.{name}": p for m in modules for name, p in modules[m].named_parameters() if p.requires_grad}
-        rates = {"world": config.optim.world_lr, "policy": config.optim.policy_lr}
-        groups = [
-            {"params": [p for name, p in named.items() if name.startswith(f"{module}.")], "lr": rates[module]}
-            for module in modules
-        ]
-        o = config.optim
-        self.optimizer = LaProp(groups, 0.0, agc=o.agc, beta1=o.beta1, beta2=o.beta2, eps=o.eps, warmup=o.warmup)
-        self.names = list(named)
-        self.average = Average(modules, o.average)
-        self.updates = 0
+    def _teach_policy(self, batch: Batch, states: Tensor, progress: float) -> dict[str, Tensor]:
+        start = self._starts(states, batch.is_terminal)
+        metrics = learn_in_dream(self.dreamed, self.agent.policy, start, progress)
+        if self.config.policy.replay_value:
+            metrics["loss/replay_value"] = self._learn_from_replay(states, batch, progress)
+        return metrics
 
-    def update(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], Tensor]:
-        """One update of world and policy from one batch: (metrics name -> (), posterior states (T, B, S)).
+    def _moved_by_lessons(self) -> list[Tensor]:
+        return list(self.agent.policy.buffers())
 
-        `progress` (0 to 1) of the run decides learning rates, discount and entropy bonus, where they move along.
-
-        Raises NumericalError naming the loss or the parameter that is not finite; nothing is changed then.
-        """
-        world, policy, c = self.agent.world, self.agent.policy, self.config
-        rate = decayed(progress, c.optim.decay, c.optim.final)
-        self.optimizer.zero_grad()
-        with self.clock("world"):
-            loss, metrics, states = world.loss(batch)
-            _check_finite(metrics)
-            loss.backward()
-        with self.clock("dream"):
-            before = {name: buffer.clone() for name, buffer in policy.named_buffers()}
-            try:
-                metrics |= learn_in_dream(self.dreamed, policy, self._starts(states, batch.is_terminal), progress)
-                if c.policy.replay_value:
-                    metrics["loss/replay_value"] = self._learn_from_replay(states, batch, progress)
-                _check_finite(metrics)
-                self._check_gradients()
-            except NumericalError:
-                for name, buffer in policy.named_buffers():  # they have moved already; everything else has not
-                    buffer.copy_(before[name])
-                raise
-            self.optimizer.step(rate)
-            policy.update_slow()
-            self.average.update()
-        self.updates += 1
-        return metrics | {"optim/rate": torch.tensor(rate)}, states
+    def _stepped(self) -> None:
+        self.agent.policy.update_slow()
 
     def _starts(self, states: Tensor, is_terminal: Tensor) -> Tensor:
         """Where dreams begin: states (N, S) of the batch, without those where the episode is over."""
@@ -101,35 +55,6 @@ class Dreamer:
         (self.config.policy.replay_value * loss).backward()
         return loss.detach()
 
-    def averaged_agent(self) -> Agent:
-        """The agent with averaged weights: the one that is judged and shipped. One object, refreshed by every call."""
-        self.averaged.load_weights(self.average.weights if self.config.optim.average else self.agent.weights())
-        return self.averaged
-
-    def _check_gradients(self) -> None:
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norms = torch.stack(torch._foreach_norm([p.grad for p in params]))
-        if not torch.isfinite(norms).all():
-            bad = [name for name, norm in zip(self.names, norms, strict=True) if not torch.isfinite(norm)]
-            raise NumericalError(
-                f"gradient of {bad[0]} not finite at update {self.updates}, and of {len(bad) - 1} more"
-            )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that learning changes: live and averaged weights, optimiser moments, by name."""
-        out = {f"live.{name}": value for name, value in self.agent.weights().items()}
-        out |= {f"average.{name}": value for name, value in self.average.weights.items()}
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for name, p in zip(self.names, params, strict=True):
-            out |= {f"optimizer.{name}.{key}": value for key, value in self.optimizer.state[p].items()}
-        return out
-
-    def load_tensors(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """The inverse of `tensors`, after `updates` updates."""
-        for name, value in self.tensors().items():
-            value.copy_(tensors[name])
-        self.updates = self.average.updates = updates
-
 
 def learn_in_dream(world: WorldModel, policy: ActorCritic, start: Tensor, progress: float) -> dict[str, Tensor]:
     """Gradients of `policy` from one dream in `world`, whose own gradients stay as they are; returns its metrics.
@@ -142,14 +67,15 @@ def learn_in_dream(world: WorldModel, policy: ActorCritic, start: Tensor, progre
     through = policy.config.gradient == "dynamics"
     # One autocast around the whole dream: weights are converted once, not once a step.
     cast = torch.autocast(start.device.type, policy.precision, enabled=policy.precision != torch.float32)
-    if through:
-        world.requires_grad_(False)  # the actor may learn through the dynamics; the world never learns from it
+    taught = [p for p in world.parameters() if p.requires_grad] if through else []
+    for p in taught:  # the actor may learn through the dynamics; the world never learns from it
+        p.requires_grad_(False)
     with torch.set_grad_enabled(through), cast:
         imagined = dream(world, start, policy.act, policy.config.horizon)
     loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus)
     loss.backward()
-    if through:
-        world.requires_grad_(True)
+    for p in taught:
+        p.requires_grad_(True)
     return metrics | {"policy/discount": torch.tensor(discount), "policy/entropy_bonus": torch.tensor(bonus)}
 
 
@@ -157,11 +83,3 @@ def _moved(c: PolicyConfig, progress: float) -> tuple[float, float]:
     """(discount, entropy bonus) at `progress` of a run."""
     bonus = moving(progress, c.entropy, c.final_entropy) if c.final_entropy else c.entropy
     return moving_discount(progress, c.discount, c.final_discount), bonus
-
-
-def _check_finite(metrics: dict[str, Tensor]) -> None:
-    bad = [name for name, value in metrics.items() if not bool(torch.isfinite(value))]
-    if bad:
-        raise NumericalError(
-            f"{', '.join(bad)} not finite: look at metrics.jsonl; a lower --optim.world-lr or --precision float32 helps"
-        )

@@ -11,6 +11,7 @@ RUN/videos/                      decoded dreams
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ from worldmodel.train.check import check
 from worldmodel.train.checkpoint import Checkpoints, Interrupt, check_resume, rng_state, set_rng_state
 from worldmodel.train.clock import Clock
 from worldmodel.train.collect import Collector
-from worldmodel.train.dreamer import Dreamer
 from worldmodel.train.hindsight import Hindsight, look_back, quick_gap
+from worldmodel.train.learner import learner
 from worldmodel.train.log import Log
 from worldmodel.train.progress import Progress
 from worldmodel.train.schedule import fast_precision, find_device, longest_episode, measure, plan
@@ -75,7 +76,7 @@ class Run:
         self.env = make(c.env)
         self.spaces = Spaces.of(self.env)
         self.clock = Clock()
-        self.dreamer = Dreamer(c, self.spaces, self.device, self.clock)
+        self.dreamer = learner(c, self.spaces, self.device, self.clock)
         self.actor = self.dreamer.agent.fork()
         r = c.replay
         self.replay = Replay(self.spaces, self.dreamer.agent.world.width, r.gigabytes, r.length, r.online, c.seed)
@@ -168,7 +169,8 @@ class Run:
             if self.replay.total >= c.prefill and (ended or self.replay.total >= 2 * c.prefill):
                 self.prefilled = self.replay.total
             return None
-        owed = c.pretrain + (self.replay.total - self.prefilled) / c.train_every
+        lived = self.replay.total - self.prefilled
+        owed = c.pretrain + lived / c.train_every if c.train_every else math.inf
         if self.dreamer.updates >= owed or not self.replay.ready():  # memories may be lost to a damaged disk
             with self.clock("env"):
                 self.collector.step(random=False)
@@ -216,7 +218,8 @@ class Run:
         self.progress.judged(score, self.best["score"])
         try:
             with self.clock("eval"):
-                if seen and (gap := quick_gap(agent, self.replay, seen, GAP_STEPS)):
+                # In the frozen regime nobody drives but chance: no policy was paid what a dream could be held against.
+                if seen and c.train_every and (gap := quick_gap(agent, self.replay, seen, GAP_STEPS)):
                     self.log.write("gap", self.replay.total, self._counters() | gap)
                 open_loop_video(agent, self.replay, self.collector.start, self.out / "videos", self.log)
         except Exception as error:  # whatever it is, hours of training weigh more than a film of them
@@ -245,7 +248,7 @@ class Run:
         return {
             "selection": result.to_dict() if result else None, "cost": self._counters(), "seed": self.config.seed,
             "device": self.device, "precision": self.config.precision, "worldmodel": __version__,
-            "learning": learning(self.config.policy.replay_value),
+            "learning": self.dreamer.learning,
         }  # fmt: skip
 
     def _status(self) -> dict[str, Any]:
@@ -324,13 +327,6 @@ class Run:
             return None
         judged = card["selection"]
         return {"score": judged["mean"]} | card["cost"] if judged else None
-
-
-def learning(replay_value: float) -> str:
-    """What the policy learned from, for the card of an agent."""
-    if not replay_value:
-        return "actor and critic learn from imagined trajectories only; no replay value loss"
-    return f"actor: imagined trajectories only; critic: these, and a replay value loss of {replay_value:g}"
 
 
 def stored_config(out: Path) -> Config | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from worldmodel.errors import UsageError
 from worldmodel.models.base import Batch
 from worldmodel.randomness import local_randomness
 from worldmodel.train.clock import Clock
-from worldmodel.train.dreamer import Dreamer
+from worldmodel.train.learner import learner
 
 USUAL_LIMIT = 1000
 """Frames of an episode whose environment names no limit: that of gymnasium's MuJoCo tasks and of CarRacing."""
@@ -56,7 +57,8 @@ def plan(config: Config, update_seconds: float, step_seconds: float, step_bytes:
     """The schedule that follows from the budgets and the measured pace. Pure arithmetic; at least one budget is set.
 
     An evaluation is taken to last `eval_episodes` of `episode_steps` agent steps, every `eval_minutes`, and once more
-    at the end; a budget of minutes counts all but the last.
+    at the end; a budget of minutes counts all but the last. What a learner does only now and then is spread evenly over
+    all updates, those of the pretraining too.
     """
     repeat = config.env.action_repeat
     every, judging = config.eval_minutes * 60, config.eval_episodes * episode_steps * step_seconds
@@ -65,9 +67,7 @@ def plan(config: Config, update_seconds: float, step_seconds: float, step_bytes:
     before = config.prefill * step_seconds + config.pretrain * update_seconds  # all before the policy first acts
     updates = {
         "minutes": config.pretrain + (available - before) / pace if config.minutes else float("inf"),
-        "frames": config.pretrain + (config.frames / repeat - config.prefill) / config.train_every
-        if config.frames
-        else float("inf"),
+        "frames": _updates_within(config.frames / repeat - config.prefill, config) if config.frames else math.inf,
         "updates": float(config.updates or "inf"),
     }
     limit = min(updates, key=lambda name: updates[name])
@@ -83,6 +83,13 @@ def plan(config: Config, update_seconds: float, step_seconds: float, step_bytes:
         replays=count * config.replay.batch * config.replay.length / max(steps, 1),
         replay_gigabytes=min(steps * step_bytes / 1e9, config.replay.gigabytes),
     )  # fmt: skip
+
+
+def _updates_within(steps: float, config: Config) -> float:
+    """Updates until so many steps after the prefill are lived; endlessly many where nothing is collected any more."""
+    if config.train_every:
+        return config.pretrain + steps / config.train_every
+    return math.inf if steps > 0 else 0.0
 
 
 def without_evaluations(seconds: float, every: float, judging: float) -> float:
@@ -106,13 +113,13 @@ def measure(config: Config, spaces: Spaces, device: str, updates: int = 3, steps
 
 
 def _update_seconds(config: Config, spaces: Spaces, device: str, updates: int) -> float:
-    dreamer = Dreamer(config, spaces, device, Clock())
-    batch = random_batch(config, spaces, dreamer.agent.world.width, device)
-    dreamer.update(batch)
+    taught = learner(dataclasses.replace(config, pretrain=2**31), spaces, device, Clock())  # no round of evolution now
+    batch = random_batch(config, spaces, taught.agent.world.width, device)
+    taught.update(batch)
     start = time.perf_counter()
     for _ in range(updates):
-        dreamer.update(batch)
-    return (time.perf_counter() - start) / updates
+        taught.update(batch)
+    return (time.perf_counter() - start) / updates + taught.now_and_then()
 
 
 def _step_seconds(config: Config, steps: int) -> float:
