@@ -288,7 +288,7 @@ PRESETS: dict[str, Config] = {
     "carracing": Config(
         env=EnvConfig(read_score=True, see_time=True),
         world=WorldConfig(vector_layers=1),
-        policy=PolicyConfig(final_discount=0.998, final_entropy=3e-5, replay_value=1.0),
+        policy=PolicyConfig(final_discount=0.998, final_entropy=1e-4, replay_value=1.0),
         optim=OptimConfig(policy_lr=3e-4, decay=0.3),
         eval_minutes=6.0,
         eval_episodes=20,
