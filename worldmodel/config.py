@@ -259,6 +259,9 @@ class Config:
     """Agent steps of correlated random actions before learning starts (prototype)."""
     pretrain: int = 100
     """Updates on the prefilled replay before the policy first acts (prototype), or first evolves."""
+    relearn: int = 0
+    """Updates in which, once the budget is used up, a fresh policy learns in the dreams of the run's last world alone;
+    it is kept if it scores better in reality (ours; CarRacing: 1000, docs/experiments.md). Needs evaluations."""
     train_every: float = 4.0
     """Agent steps per update (prototype); 0 collects nothing after the prefill, and learns until the budget is used
     up: the frozen regime of World Models."""
@@ -290,6 +293,8 @@ PRESETS: dict[str, Config] = {
         world=WorldConfig(vector_layers=1),
         policy=PolicyConfig(final_discount=0.998, final_entropy=1e-4, replay_value=1.0),
         optim=OptimConfig(policy_lr=3e-4, decay=0.3),
+        minutes=56.0,
+        relearn=1000,
         eval_minutes=6.0,
         eval_episodes=20,
     ),
@@ -319,6 +324,7 @@ PRESETS["world-models"] = replace(PRESETS["carracing"], world=WorldConfig(kind="
 # Without averaged weights: the controller that is judged meets the very world that it evolved in.
 PRESETS["world-models-cma"] = replace(
     PRESETS["world-models"],
+    relearn=0,
     policy=PolicyConfig(kind="evolution"),
     optim=replace(PRESETS["world-models"].optim, average=0.0),
 )

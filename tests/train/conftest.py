@@ -11,6 +11,8 @@ from worldmodel.train import loop, shards
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from run_helpers import Judge
+
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,3 +30,11 @@ def every_update(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even the steps of a tiny run fill several files."""
     monkeypatch.setattr(shards, "STEPS", 20)
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
+    judge = Judge(loop.evaluate, [])
+    monkeypatch.setattr(loop, "evaluate", judge)
+    monkeypatch.setattr(loop, "open_loop_video", lambda *_: None)
+    return judge

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rich.console import Console
 
 from worldmodel.config import Config, EnvConfig, OptimConfig, PolicyConfig, ReplayConfig, WorldConfig
 from worldmodel.envs.toy import Corridor
+from worldmodel.eval.real import Evaluation
 from worldmodel.train.loop import Run
 from worldmodel.train.progress import Progress
 
@@ -160,3 +161,17 @@ class Treadmill(Corridor):
 
 
 gym.register("test/Treadmill-v0", Treadmill)
+
+
+class Judge:
+    """In place of `evaluate`: gives scores one after another, and notes what was asked."""
+
+    def __init__(self, real: Callable[..., Evaluation], scores: list[float]):
+        self.real, self.scores, self.seeds = real, scores, []
+
+    def __call__(self, agent: Any, seeds: range, **rest: Any) -> Evaluation:
+        self.seeds += list(seeds)
+        result = self.real(agent, seeds, **rest)
+        episodes = [dataclasses.replace(episode, return_=self.scores[0]) for episode in result.episodes]
+        self.scores = self.scores[1:]
+        return dataclasses.replace(result, episodes=tuple(episodes))

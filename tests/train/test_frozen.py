@@ -139,7 +139,10 @@ def test_rate_and_discount_move_along_with_the_updates(monkeypatch: pytest.Monke
     monkeypatch.setattr(module.LaProp, "step", lambda self, rate: rates.append(rate) or step(self, rate))
     learn_policy(made.world, made.spaces, starts, made.config, 4, 1, lambda *args: told.append(args))
     assert rates == [1, 1, 1, 0.5]
-    assert [1 / (1 - args[3]) for args in seen] == pytest.approx([10 * 4 ** (i / 4) for i in range(4)])
+    assert [args[3] for args in seen] == [0, 0.25, 0.5, 0.75]
+    assert [1 / (1 - float(metrics["policy/discount"])) for _, metrics in told] == pytest.approx(
+        [10 * 4 ** (i / 4) for i in range(4)], rel=1e-4
+    )
     assert [update for update, _ in told] == [1, 2, 3, 4] and "policy/entropy" in told[0][1]
     drawn = torch.stack([args[2] for args in seen])
     known = {tuple(row) for row in starts.tolist()}

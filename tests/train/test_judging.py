@@ -6,18 +6,16 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
-from run_helpers import Gambler, Told, content, metrics, opened, streams, tiny, train
+from run_helpers import Gambler, Judge, Told, content, metrics, opened, streams, tiny, train
 
 from worldmodel import load, storage
 from worldmodel.config import TRACKS
 from worldmodel.errors import WorldModelError
-from worldmodel.eval.real import Evaluation
 from worldmodel.train import loop
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -36,28 +34,6 @@ def test_judging_disturbs_nothing(tmp_path: Path) -> None:
     assert len(list((tmp_path / "videos").glob("openloop-*.mp4"))) == 1
     kinds = [line["kind"] for line in metrics(tmp_path)]
     assert "eval" in kinds and "openloop" in kinds
-
-
-class Judge:
-    """In place of `evaluate`: gives scores one after another, and notes what was asked."""
-
-    def __init__(self, real: Callable[..., Evaluation], scores: list[float]):
-        self.real, self.scores, self.seeds = real, scores, []
-
-    def __call__(self, agent: Any, seeds: range, **rest: Any) -> Evaluation:
-        self.seeds += list(seeds)
-        result = self.real(agent, seeds, **rest)
-        episodes = [dataclasses.replace(episode, return_=self.scores[0]) for episode in result.episodes]
-        self.scores = self.scores[1:]
-        return dataclasses.replace(result, episodes=tuple(episodes))
-
-
-@pytest.fixture
-def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
-    judge = Judge(loop.evaluate, [])
-    monkeypatch.setattr(loop, "evaluate", judge)
-    monkeypatch.setattr(loop, "open_loop_video", lambda *_: None)
-    return judge
 
 
 def test_best_agent_is_kept_and_comes_from_the_selection_tracks(tmp_path: Path, judge: Judge) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from worldmodel import __version__, storage
 from worldmodel.agent import Agent
@@ -32,6 +33,7 @@ from worldmodel.train.check import check
 from worldmodel.train.checkpoint import Checkpoints, Interrupt, check_resume, rng_state, set_rng_state
 from worldmodel.train.clock import Clock
 from worldmodel.train.collect import Collector
+from worldmodel.train.frozen import learn_policy
 from worldmodel.train.hindsight import Hindsight, look_back, quick_gap
 from worldmodel.train.learner import learner
 from worldmodel.train.log import Log
@@ -45,6 +47,19 @@ LOG_SECONDS = 10.0
 
 GAP_STEPS = 50
 """Agent steps over which every evaluation compares what the dream promises with what reality paid."""
+
+RELEARN_FROM, RELEARN_FROM_EACH = 12_800, 64
+"""Of how many states the dreams begin that teach a fresh policy, and how many of one episode."""
+
+FRESH = (
+    "a fresh policy, {} updates of actor and critic in dreams of this run's last world, frozen; no replay value loss; "
+    "the world learned from what the run's own policy lived"
+)
+"""What an agent that relearned has learned from, for its card."""
+
+
+class _StoppedError(Exception):
+    """A signal came while a policy was learning."""
 
 
 class Run:
@@ -197,12 +212,13 @@ class Run:
         values = {name: float(value) for name, value in metrics.items()}
         self.log.write("train", self.replay.total, self._counters() | values | split)
 
-    def _judge(self) -> None:
-        """The averaged agent in reality, on tracks that neither train nor report; the best one is kept.
+    def _judge(self, relearned: Agent | None = None) -> None:
+        """The averaged agent, or the one that relearned, in reality, on tracks that neither train nor report; the best
+        one is kept.
 
         A signal abandons it, as if it had not begun: the session that goes on with the run makes up for it.
         """
-        c, agent = self.config, self.dreamer.averaged_agent()
+        c, agent = self.config, relearned or self.dreamer.averaged_agent()
         seeds = range(TRACKS["select"], TRACKS["select"] + c.eval_episodes)
         self.progress.judging(len(seeds))
         with self.clock("eval"):
@@ -211,10 +227,11 @@ class Run:
         if result is None:
             return
         score = result.summary()["mean"]
-        self.log.write("eval", self.replay.total, self._counters() | _brief(result))
+        fresh = {"relearned": True} if relearned else {}
+        self.log.write("eval", self.replay.total, self._counters() | _brief(result) | fresh)
         if self.best is None or score >= self.best["score"]:
             self.best = {"score": score} | self._counters()
-            self._keep(agent, result, seen)
+            self._keep(agent, result, seen, FRESH.format(c.relearn) if relearned else self.dreamer.learning)
         self.progress.judged(score, self.best["score"])
         try:
             with self.clock("eval"):
@@ -224,31 +241,60 @@ class Run:
                 open_loop_video(agent, self.replay, self.collector.start, self.out / "videos", self.log)
         except Exception as error:  # whatever it is, hours of training weigh more than a film of them
             self.progress.warn(f"no film of the dreams this time, training goes on: {error!r}")
-        self.judged = self._counters()
+        self.judged = self._counters() | fresh
 
     def _concluded(self) -> bool:
-        """Whether the last evaluation has been made, if there is to be one."""
-        return not self.config.eval_minutes or self.judged["updates"] == self.dreamer.updates
+        """Whether the last evaluation has been made, if there is to be one, and that of who relearned."""
+        c = self.config
+        made = self.judged["updates"] == self.dreamer.updates
+        return not c.eval_minutes or (made and (not c.relearn or "relearned" in self.judged))
 
     def _conclude(self) -> None:
-        """The last evaluation; a run that was never judged leaves its last agent in place of its best."""
-        if not self._concluded():
+        """The last evaluations; a run that was never judged leaves its last agent in place of its best."""
+        if self.judged["updates"] != self.dreamer.updates and self.config.eval_minutes:
             self._judge()
         elif self.best is None:
             agent = self.dreamer.averaged_agent()
-            self._keep(agent, None, look_back(agent, self.replay))
+            self._keep(agent, None, look_back(agent, self.replay), self.dreamer.learning)
+        if not self._concluded() and not self.interrupt.stop:
+            self._relearn()
 
-    def _keep(self, agent: Agent, result: Evaluation | None, seen: Hindsight | None) -> None:
+    def _relearn(self) -> None:
+        """A fresh policy, taught in the dreams of the last world alone: it carries nothing of what the run's own policy
+        learned when the world was young (the primacy bias: Nikishin et al. 2022, arXiv 2205.07802).
+
+        A signal abandons it; the session that goes on with the run begins it anew.
+        """
+        c, agent = self.config, self.dreamer.averaged_agent().fork()
+        seen = look_back(agent, self.replay, RELEARN_FROM, RELEARN_FROM_EACH)
+        if seen is None:
+            self.judged |= {"relearned": False}
+            return
+
+        def note(update: int, metrics: dict[str, Tensor]) -> None:
+            if self.interrupt.stop:
+                raise _StoppedError
+            if update % 100 == 0:
+                self.log.write("relearn", update, {name: float(value) for name, value in metrics.items()})
+
+        self.progress.relearning(c.relearn)
+        try:
+            with self.clock("dream"):
+                agent.policy = learn_policy(agent.world, self.spaces, seen.states, c, c.relearn, c.seed, note)
+        except _StoppedError:
+            return
+        self._judge(agent)
+
+    def _keep(self, agent: Agent, result: Evaluation | None, seen: Hindsight | None, learning: str) -> None:
         """Saves `agent` as the best, with the starts of its dreams."""
         just_begun = self.collector.start == self.replay.total  # nothing of the running episode is remembered yet
         agent.starts = seen.starts(self.collector.seed - just_begun) if seen else None
-        agent.save(self.out / "best", self._card(result))
+        agent.save(self.out / "best", self._card(result) | {"learning": learning})
 
     def _card(self, result: Evaluation | None) -> dict[str, Any]:
         return {
             "selection": result.to_dict() if result else None, "cost": self._counters(), "seed": self.config.seed,
             "device": self.device, "precision": self.config.precision, "worldmodel": __version__,
-            "learning": self.dreamer.learning,
         }  # fmt: skip
 
     def _status(self) -> dict[str, Any]:

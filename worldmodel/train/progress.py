@@ -42,7 +42,13 @@ class Progress:
 
     def judging(self, episodes: int) -> None:
         """A real evaluation begins."""
-        line = f"measuring the real score on {episodes} tracks of the selection range ..."
+        self._interlude(f"measuring the real score on {episodes} tracks of the selection range ...")
+
+    def relearning(self, updates: int) -> None:
+        """A fresh policy begins to learn in the world that the run leaves."""
+        self._interlude(f"a fresh policy learns in the dreams of this world: {updates:,} updates ...")
+
+    def _interlude(self, line: str) -> None:
         if self.live:
             self.live.update(Text(line), refresh=True)
         else:
