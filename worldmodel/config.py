@@ -298,6 +298,7 @@ PRESETS: dict[str, Config] = {
         eval_minutes=6.0,
         eval_episodes=20,
     ),
+    "small": Config(),
     "debug": Config(
         world=WorldConfig(deter=64, hidden=32, stoch=8, classes=8, units=32, depth=8),
         policy=PolicyConfig(units=32, starts=64, horizon=8),
@@ -317,9 +318,9 @@ PRESETS: dict[str, Config] = {
     "100m": size(6144),
     "200m": size(8192),
 }
-"""Named configurations: `carracing` is the main job, `debug` runs in seconds, those named by a size are DreamerV3's,
-`world-models` is the main job with the other world, `world-models-cma` that with a controller that CMA-ES evolves, and
-`world-models-2018` the latter in the frozen regime with the published sizes."""
+"""Named configurations: `carracing` is the main job, `small` a model of that size for any task, `debug` runs in seconds,
+those named by a size are DreamerV3's; `world-models` is the main job with the other world, `world-models-cma` that with
+a controller that CMA-ES evolves, and `world-models-2018` the latter in the frozen regime with the published sizes."""
 PRESETS["world-models"] = replace(PRESETS["carracing"], world=WorldConfig(kind="vae-mdn-rnn"))
 # Without averaged weights: the controller that is judged meets the very world that it evolved in.
 PRESETS["world-models-cma"] = replace(
