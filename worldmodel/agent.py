@@ -24,8 +24,8 @@ from worldmodel.errors import CorruptError, UsageError
 from worldmodel.models.base import WorldModel
 from worldmodel.models.rssm import RSSM
 from worldmodel.models.world_models import VaeMdnRnn
-from worldmodel.policies.actor_critic import ActorCritic
 from worldmodel.policies.base import Policy
+from worldmodel.policies.committee import actor_critic
 from worldmodel.policies.evolution import Controller
 
 FILES = ("config.json", "spaces.json", "agent.safetensors", "card.json")
@@ -235,7 +235,7 @@ def _world(config: Config, spaces: Spaces, precision: torch.dtype) -> WorldModel
 
 def _policy(config: Config, features: int, spaces: Spaces, precision: torch.dtype) -> Policy:
     if config.policy.kind == "actor-critic":
-        return ActorCritic(features, spaces.actions, spaces.discrete, config.policy, precision)
+        return actor_critic(features, spaces.actions, spaces.discrete, config.policy, precision)
     if config.policy.kind == "evolution":
         return Controller(features, spaces.actions, spaces.discrete, config.evolution.noise)
     raise UsageError(f"--policy.kind must be actor-critic or evolution, not {config.policy.kind}")

@@ -125,6 +125,8 @@ class PolicyConfig:
     kind: Literal["actor-critic", "evolution"] = "actor-critic"
     """`actor-critic`: DreamerV3's, set up here; `evolution`: a linear controller found by CMA-ES (World Models 2018),
     set up in `evolution`, for which nothing but `temperature` of this section counts."""
+    members: int = 1
+    """Actor-critics that learn apart, each from as many dreams, and act by their mean (ours; DreamerV3: 1)."""
     units: int = 256
     """Width of actor and critic."""
     layers: int = 2
@@ -262,6 +264,11 @@ class Config:
     relearn: int = 0
     """Updates in which, once the budget is used up, a fresh policy learns in the dreams of the run's last world alone;
     it is kept if it scores better in reality (ours; CarRacing: 1000, docs/experiments.md). Needs evaluations."""
+    relearn_times: int = 1
+    """How often that is tried: at the end, and before that at moments spread over the second half, where the fresh
+    policy takes the place of the run's own if it scores better (ours)."""
+    relearn_members: int = 1
+    """`policy.members` of the fresh policy at the end (CarRacing: 3)."""
     train_every: float = 4.0
     """Agent steps per update (prototype); 0 collects nothing after the prefill, and learns until the budget is used
     up: the frozen regime of World Models."""
@@ -293,8 +300,10 @@ PRESETS: dict[str, Config] = {
         world=WorldConfig(vector_layers=1),
         policy=PolicyConfig(final_discount=0.998, final_entropy=1e-4, replay_value=1.0),
         optim=OptimConfig(policy_lr=3e-4, decay=0.3),
-        minutes=56.0,
+        minutes=53.0,
         relearn=1000,
+        relearn_times=3,
+        relearn_members=3,
         eval_minutes=6.0,
         eval_episodes=20,
     ),

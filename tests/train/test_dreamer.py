@@ -209,9 +209,24 @@ def test_dreams_follow_the_policy_and_teach_it(gradient: str, monkeypatch: pytes
     monkeypatch.setattr(module, "dream", lambda *args: seen.append((args, dream(*args))) or seen[-1][1])
     made.update(experience(made))
     ((world, start, act, horizon), told) = seen[0]
-    assert len(seen) == 1 and world is made.agent.world and act == made.agent.policy.act and horizon == 7
+    assert len(seen) == 1 and world is made.agent.world and act == made.agent.policy.act_apart and horizon == 7
     assert told.states.shape == (8, len(start), world.width)
     assert told.states.requires_grad == (gradient == "dynamics") and not start.requires_grad
+
+
+@pytest.mark.parametrize("starts", [0, 3])
+def test_every_member_of_a_committee_gets_as_many_dreams(starts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dreamer(policy={"members": 2, "starts": starts, "replay_value": 0.5})
+    before, seen = copied(made.tensors()), []
+    monkeypatch.setattr(module, "dream", lambda *args: seen.append(args[1]) or dream(*args))
+    told = experience(made)
+    made.update(told)
+    alive = int((~told.is_terminal).sum())
+    assert len(seen[0]) == 2 * (starts or alive)
+    for member in (0, 1):
+        assert {f"live.policy.members.{member}.{net}.0.0.weight" for net in ("actor", "critic", "slow_critic")} <= (
+            changed(before, made.tensors())
+        )
 
 
 @pytest.mark.parametrize("temperature", [0.01, 5.0])

@@ -7,16 +7,18 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from run_helpers import Judge, opened, tiny
+from run_helpers import Judge, opened, tiny, train
 
 from worldmodel.agent import Agent
 from worldmodel.errors import UsageError
 from worldmodel.train import loop
 from worldmodel.train.check import check
+from worldmodel.train.frozen import renewals_due
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
@@ -37,7 +39,7 @@ def test_it_is_kept_where_reality_prefers_it(tmp_path: Path, judge: Judge, score
         ]
     assert result["best"]["score"] == 2.0 and all(worlds)
     assert all(same) != fresh
-    assert kept.card["learning"].startswith("a fresh policy, 2 updates") == fresh
+    assert kept.card["learning"].startswith("a fresh policy (actor-critics: 1), 2 updates") == fresh
     assert [line.get("relearned", False) for line in told(tmp_path)] == [False, True]
 
 
@@ -60,7 +62,7 @@ def test_a_signal_abandons_it_and_the_next_session_begins_it_anew(
     judge: Judge,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = loop.learn_policy
+    real = loop.fresh_agent
 
     def signalled(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -68,14 +70,109 @@ def test_a_signal_abandons_it_and_the_next_session_begins_it_anew(
 
     judge.scores = [1.0, 2.0]
     config = tiny(updates=3, eval_minutes=99.0, relearn=2)
-    monkeypatch.setattr(loop, "learn_policy", signalled)
+    monkeypatch.setattr(loop, "fresh_agent", signalled)
     with opened(config, tmp_path) as run:
         run.train()
     assert len(told(tmp_path)) == 1
-    monkeypatch.setattr(loop, "learn_policy", real)
+    monkeypatch.setattr(loop, "fresh_agent", real)
     with opened(config, tmp_path) as run:
         assert run.train()["best"]["score"] == 2.0
     assert len(told(tmp_path)) == 2
+
+
+def test_a_committee_is_kept_and_drives_after_loading(tmp_path: Path, judge: Judge) -> None:
+    judge.scores = [1.0, 2.0]
+    with opened(tiny(updates=3, eval_minutes=99.0, relearn=2, relearn_members=3), tmp_path) as run:
+        run.train()
+        own = run.dreamer.agent.weights()
+    kept = Agent.load(tmp_path)
+    assert kept.config.policy.members == len(kept.policy.members) == 3
+    assert {name for name in own if name.startswith("world.")} == {n for n in kept.weights() if n.startswith("world.")}
+    weights = [member.actor[-1].bias for member in kept.policy.members]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+
+
+# -- in mid-run -------------------------------------------------------------------------------------------------------
+
+MIDWAY = dict(updates=8, eval_minutes=1e-9, relearn=2, relearn_times=2)
+"""Judged all the time; one renewal from update 6 (three quarters) on, and the policy at the end."""
+
+
+@pytest.fixture
+def midway(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Everyone gets 5 but fresh policies, who get `fresh`."""
+    judge, real = SimpleNamespace(fresh=5.0), loop.evaluate
+
+    def evaluated(agent: Agent, *args: Any, **kwargs: Any) -> Any:
+        result = real(agent, *args, **kwargs)
+        score = judge.fresh if agent.card else 5.0
+        return dataclasses.replace(
+            result, episodes=tuple(dataclasses.replace(episode, return_=score) for episode in result.episodes)
+        )
+
+    monkeypatch.setattr(loop, "evaluate", evaluated)
+    monkeypatch.setattr(loop, "open_loop_video", lambda *_: None)
+    return judge
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_midway_the_better_policy_goes_on(tmp_path: Path, midway: SimpleNamespace, better: bool) -> None:
+    midway.fresh = 5.5 if better else 5.0
+    adopted: list[int] = []
+    with opened(tiny(**MIDWAY), tmp_path) as run:
+        real = run.dreamer.adopt
+
+        def adopt(policy: torch.nn.Module) -> None:
+            before = {name: value.clone() for name, value in run.dreamer.tensors().items()}
+            real(policy)
+            for name, value in run.dreamer.tensors().items():
+                if name.startswith(("live.policy.", "average.policy.")):
+                    wanted = policy.state_dict()[name.split(".", 2)[2]]
+                elif name.startswith("optimizer.policy."):
+                    wanted = torch.zeros_like(value)
+                else:
+                    wanted = before[name]
+                assert torch.equal(value, wanted), name
+            adopted.append(run.dreamer.updates)
+
+        run.dreamer.adopt = adopt
+        run.train()
+        assert run.renewals == 1 and adopted == [6] * better
+    assert [line["updates"] for line in told(tmp_path) if line.get("relearned")] == [6, 8]
+
+
+def test_midway_stopped_and_resumed_it_ends_the_same(tmp_path: Path, midway: SimpleNamespace) -> None:
+    midway.fresh = 5.5
+    whole = train(tiny(**MIDWAY), tmp_path / "whole")
+    with opened(tiny(**MIDWAY), tmp_path / "a") as run:
+        real = run.dreamer.adopt
+        run.dreamer.adopt = lambda policy: (real(policy), os.kill(os.getpid(), signal.SIGTERM))
+        run.train()
+        assert run.dreamer.updates == 6 and run.renewals == 1
+    again = train(tiny(**MIDWAY), tmp_path / "a")
+    for part in ("learner", "streams", "replay", "episode"):
+        assert again[part] == whole[part]
+
+
+def test_midway_a_signal_abandons_it(tmp_path: Path, midway: SimpleNamespace) -> None:
+    midway.fresh = 5.5
+    with opened(tiny(**MIDWAY), tmp_path) as run:
+        run.progress.relearning = lambda updates: os.kill(os.getpid(), signal.SIGTERM)
+        run.train()
+        assert run.dreamer.updates == 6 and run.renewals == 0
+    with opened(tiny(**MIDWAY), tmp_path) as run:
+        run.train()
+        assert run.renewals == 1
+
+
+@pytest.mark.parametrize(
+    ("times", "done", "due"),
+    [(1, 0.99, 0), (1, 2.0, 0), (2, 0.74, 0), (2, 0.75, 1), (2, 1.0, 1), (3, 0.66, 0), (3, 0.67, 1), (3, 5 / 6, 2),
+     (3, 1.0, 2), (3, 1.5, 2)],
+)  # fmt: skip
+def test_moments_of_renewal(times: int, done: float, due: int) -> None:
+    assert renewals_due(tiny(relearn=1, relearn_times=times), done) == due
+    assert renewals_due(tiny(relearn=0, relearn_times=times), done) == 0
 
 
 def test_wrong_settings_are_named() -> None:

@@ -53,6 +53,10 @@ class ActorCritic(Policy):
         policy = self.distribution(features)
         return policy.sample() if sample else policy.mode()
 
+    def act_apart(self, features: Tensor) -> Tensor:
+        """What acts in the dreams that teach: samples (B, A) at features (B, F); of a committee, every member apart."""
+        return self.act(features)
+
     def value(self, features: Tensor) -> Tensor:
         """The critic's expected discounted return (...) at features (..., F), in reward units."""
         with self._cast(features):

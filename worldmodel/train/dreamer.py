@@ -15,6 +15,7 @@ from torch import Tensor
 from worldmodel.config import PolicyConfig
 from worldmodel.models.base import Batch, WorldModel, dream
 from worldmodel.policies.actor_critic import ActorCritic
+from worldmodel.policies.committee import Committee
 from worldmodel.returns import moving, moving_discount
 from worldmodel.train.learner import Learner
 
@@ -43,20 +44,27 @@ class Dreamer(Learner):
         self.agent.policy.update_slow()
 
     def _starts(self, states: Tensor, is_terminal: Tensor) -> Tensor:
-        """Where dreams begin: states (N, S) of the batch, without those where the episode is over."""
-        alive = states[~is_terminal]
-        count = self.config.policy.starts
-        return alive if not count else alive[torch.randperm(len(alive), device=alive.device)[:count]]
+        """Where dreams begin: states (N, S) of the batch, without those where the episode is over; as many for every
+        member of a committee."""
+        alive, c = states[~is_terminal], self.config.policy
+        if not c.starts:
+            return alive.repeat(c.members, 1)
+        drawn = [torch.randperm(len(alive), device=alive.device)[: c.starts] for _ in range(c.members)]
+        return alive[torch.cat(drawn)]
 
     def _learn_from_replay(self, states: Tensor, batch: Batch, progress: float) -> Tensor:
         """Gradients of the critic alone, from the rewards that reality paid; returns the loss ()."""
         features, discount = self.agent.world.features(states), _moved(self.config.policy, progress)[0]
-        loss = self.agent.policy.replay_loss(features, batch.reward, batch.is_first, batch.is_terminal, discount)
+        loss = self.agent.policy.replay_loss(
+            features, batch.reward, batch.is_first, batch.is_terminal, discount=discount
+        )
         (self.config.policy.replay_value * loss).backward()
         return loss.detach()
 
 
-def learn_in_dream(world: WorldModel, policy: ActorCritic, start: Tensor, progress: float) -> dict[str, Tensor]:
+def learn_in_dream(
+    world: WorldModel, policy: ActorCritic | Committee, start: Tensor, progress: float
+) -> dict[str, Tensor]:
     """Gradients of `policy` from one dream in `world`, whose own gradients stay as they are; returns its metrics.
 
     Args:
@@ -71,7 +79,7 @@ def learn_in_dream(world: WorldModel, policy: ActorCritic, start: Tensor, progre
     for p in taught:  # the actor may learn through the dynamics; the world never learns from it
         p.requires_grad_(False)
     with torch.set_grad_enabled(through), cast:
-        imagined = dream(world, start, policy.act, policy.config.horizon)
+        imagined = dream(world, start, policy.act_apart, policy.config.horizon)
     loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus)
     loss.backward()
     for p in taught:

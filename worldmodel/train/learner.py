@@ -21,6 +21,7 @@ from worldmodel.envs import Spaces
 from worldmodel.errors import NumericalError
 from worldmodel.models.base import Batch
 from worldmodel.optim import Average, LaProp, decayed
+from worldmodel.policies.base import Policy
 
 Timed = Callable[[str], AbstractContextManager[Any]]
 
@@ -106,6 +107,16 @@ class Learner:
         """The agent with averaged weights: the one that is judged and shipped. One object, refreshed by every call."""
         self.averaged.load_weights(self.average.weights if self.config.optim.average else self.agent.weights())
         return self.averaged
+
+    def adopt(self, policy: Policy) -> None:
+        """Goes on with the weights of `policy`, of the same shapes: live and averaged ones; what the optimiser
+        remembered of the old ones is forgotten."""
+        self.agent.policy.load_state_dict(policy.state_dict())
+        for name, value in policy.state_dict().items():
+            self.average.weights[f"policy.{name}"].copy_(value)
+        for p in self.agent.policy.parameters():
+            for memory in self.optimizer.state.get(p, {}).values():
+                memory.zero_()
 
     def _check_gradients(self) -> None:
         params = [p for group in self.optimizer.param_groups for p in group["params"]]

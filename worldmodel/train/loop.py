@@ -33,7 +33,7 @@ from worldmodel.train.check import check
 from worldmodel.train.checkpoint import Checkpoints, Interrupt, check_resume, rng_state, set_rng_state
 from worldmodel.train.clock import Clock
 from worldmodel.train.collect import Collector
-from worldmodel.train.frozen import learn_policy
+from worldmodel.train.frozen import fresh_agent, renewals_due
 from worldmodel.train.hindsight import Hindsight, look_back, quick_gap
 from worldmodel.train.learner import learner
 from worldmodel.train.log import Log
@@ -47,15 +47,6 @@ LOG_SECONDS = 10.0
 
 GAP_STEPS = 50
 """Agent steps over which every evaluation compares what the dream promises with what reality paid."""
-
-RELEARN_FROM, RELEARN_FROM_EACH = 12_800, 64
-"""Of how many states the dreams begin that teach a fresh policy, and how many of one episode."""
-
-FRESH = (
-    "a fresh policy, {} updates of actor and critic in dreams of this run's last world, frozen; no replay value loss; "
-    "the world learned from what the run's own policy lived"
-)
-"""What an agent that relearned has learned from, for its card."""
 
 
 class _StoppedError(Exception):
@@ -107,6 +98,7 @@ class Run:
         self.judged: dict[str, Any] = {"minutes": 0.0, "frames": 0, "updates": 0}  # counters at the last evaluation
         self.interrupt = Interrupt()
         self.recent: list[float] = []
+        self.renewals = 0  # fresh policies tried so far, but for those at the end
         step, position = self._resume() or (None, None)
         self.log = Log(self.out, step, position, warn=self.progress.warn)
         storage.write_file(self.out / "config.json", to_dict(c))
@@ -156,7 +148,9 @@ class Run:
                     last["log"] = now
                     self._write_metrics(metrics)
                 if self.dreamer.updates and 0 < c.eval_minutes < self.elapsed / 60 - self.judged["minutes"]:
-                    self._judge()
+                    score = self._judge()
+                    if score is not None and self.renewals < renewals_due(c, self.done()):
+                        self._renew(score)
                 if now - last["save"] > c.save_minutes * 60 or interrupt.save_requested:
                     self._save()
                     last["save"] = time.perf_counter()
@@ -212,26 +206,26 @@ class Run:
         values = {name: float(value) for name, value in metrics.items()}
         self.log.write("train", self.replay.total, self._counters() | values | split)
 
-    def _judge(self, relearned: Agent | None = None) -> None:
-        """The averaged agent, or the one that relearned, in reality, on tracks that neither train nor report; the best
-        one is kept.
+    def _judge(self, fresh: Agent | None = None) -> float | None:
+        """The averaged agent, or a fresh one, in reality, on tracks that neither train nor report: its mean return; the
+        best one is kept.
 
-        A signal abandons it, as if it had not begun: the session that goes on with the run makes up for it.
+        A signal abandons it, as if it had not begun (None): the session that goes on with the run makes up for it.
         """
-        c, agent = self.config, relearned or self.dreamer.averaged_agent()
+        c, agent = self.config, fresh or self.dreamer.averaged_agent()
         seeds = range(TRACKS["select"], TRACKS["select"] + c.eval_episodes)
         self.progress.judging(len(seeds))
         with self.clock("eval"):
             result = evaluate(agent, seeds, stop=lambda: self.interrupt.stop is not None)
             seen = look_back(agent, self.replay) if result else None
         if result is None:
-            return
+            return None
         score = result.summary()["mean"]
-        fresh = {"relearned": True} if relearned else {}
-        self.log.write("eval", self.replay.total, self._counters() | _brief(result) | fresh)
+        marked = {"relearned": True} if fresh else {}
+        self.log.write("eval", self.replay.total, self._counters() | _brief(result) | marked)
         if self.best is None or score >= self.best["score"]:
             self.best = {"score": score} | self._counters()
-            self._keep(agent, result, seen, FRESH.format(c.relearn) if relearned else self.dreamer.learning)
+            self._keep(agent, result, seen)
         self.progress.judged(score, self.best["score"])
         try:
             with self.clock("eval"):
@@ -241,7 +235,8 @@ class Run:
                 open_loop_video(agent, self.replay, self.collector.start, self.out / "videos", self.log)
         except Exception as error:  # whatever it is, hours of training weigh more than a film of them
             self.progress.warn(f"no film of the dreams this time, training goes on: {error!r}")
-        self.judged = self._counters() | fresh
+        self.judged = self._counters() | (marked if self.done() >= 1 else {})
+        return score
 
     def _concluded(self) -> bool:
         """Whether the last evaluation has been made, if there is to be one, and that of who relearned."""
@@ -255,21 +250,26 @@ class Run:
             self._judge()
         elif self.best is None:
             agent = self.dreamer.averaged_agent()
-            self._keep(agent, None, look_back(agent, self.replay), self.dreamer.learning)
+            self._keep(agent, None, look_back(agent, self.replay))
         if not self._concluded() and not self.interrupt.stop:
-            self._relearn()
+            if agent := self._fresh(self.config.relearn_members):
+                self._judge(agent)
+            elif not self.interrupt.stop:
+                self.judged |= {"relearned": False}
 
-    def _relearn(self) -> None:
-        """A fresh policy, taught in the dreams of the last world alone: it carries nothing of what the run's own policy
-        learned when the world was young (the primacy bias: Nikishin et al. 2022, arXiv 2205.07802).
-
-        A signal abandons it; the session that goes on with the run begins it anew.
-        """
-        c, agent = self.config, self.dreamer.averaged_agent().fork()
-        seen = look_back(agent, self.replay, RELEARN_FROM, RELEARN_FROM_EACH)
-        if seen is None:
-            self.judged |= {"relearned": False}
+    def _renew(self, score: float) -> None:
+        """A fresh policy takes the place of the run's own, which was just judged, if reality prefers it."""
+        agent = self._fresh(self.config.policy.members)
+        fresh = self._judge(agent) if agent else None
+        if self.interrupt.stop:
             return
+        self.renewals += 1
+        if fresh is not None and fresh > score:
+            self.dreamer.adopt(agent.policy)
+
+    def _fresh(self, members: int) -> Agent | None:
+        """An agent with a fresh policy; None when there is nothing to dream of, or a signal abandons it: the session
+        that goes on with the run then begins it anew."""
 
         def note(update: int, metrics: dict[str, Tensor]) -> None:
             if self.interrupt.stop:
@@ -277,19 +277,19 @@ class Run:
             if update % 100 == 0:
                 self.log.write("relearn", update, {name: float(value) for name, value in metrics.items()})
 
-        self.progress.relearning(c.relearn)
+        self.progress.relearning(self.config.relearn)
         try:
             with self.clock("dream"):
-                agent.policy = learn_policy(agent.world, self.spaces, seen.states, c, c.relearn, c.seed, note)
+                return fresh_agent(self.dreamer.averaged_agent(), self.replay, members, self.renewals, note)
         except _StoppedError:
-            return
-        self._judge(agent)
+            return None
 
-    def _keep(self, agent: Agent, result: Evaluation | None, seen: Hindsight | None, learning: str) -> None:
+    def _keep(self, agent: Agent, result: Evaluation | None, seen: Hindsight | None) -> None:
         """Saves `agent` as the best, with the starts of its dreams."""
         just_begun = self.collector.start == self.replay.total  # nothing of the running episode is remembered yet
         agent.starts = seen.starts(self.collector.seed - just_begun) if seen else None
-        agent.save(self.out / "best", self._card(result) | {"learning": learning})
+        learning = {"learning": self.dreamer.learning} | agent.card
+        agent.save(self.out / "best", self._card(result) | learning)
 
     def _card(self, result: Evaluation | None) -> dict[str, Any]:
         return {
@@ -314,8 +314,8 @@ class Run:
         counters = {
             "updates": self.dreamer.updates, "prefilled": self.prefilled, "seconds": self.elapsed, "best": self.best,
             "judged": self.judged, "total": self.replay.total, "next_online": self.replay.next_online,
-            "recent": self.recent, "shards": shards, "collector": self.collector.state_dict(),
-            "config": to_dict(self.config), "log": self.log.sync(),
+            "recent": self.recent, "renewals": self.renewals, "shards": shards,
+            "collector": self.collector.state_dict(), "config": to_dict(self.config), "log": self.log.sync(),
         }  # fmt: skip
         rest = self.replay.rows(self.shards.rest(self.replay), self.replay.total)
         self.checkpoints.save(self.replay.total, {
@@ -357,6 +357,7 @@ class Run:
             self.progress.warn(f"{obstacle}: it was cut off, a new one begins")
         self.prefilled, self.seconds, self.recent = values["prefilled"], values["seconds"], values["recent"]
         self.judged = values.get("judged") or self._counters()  # older checkpoints do not know
+        self.renewals = values.get("renewals", 0)
         self.best = self._kept_best()
         set_rng_state(files, self.streams)
         self.progress.resumed(path, values["updates"])
