@@ -200,11 +200,6 @@ def test_a_batch_of_first_steps_alone_has_nothing_to_foretell() -> None:
 def test_tempered_dreams(joint: bool) -> None:
     made = vae_mdn_rnn("vector", joint=joint)
     start, plan = state_of(made, 4), action(False, 5, 4)
-    dreams = []
-    for one in (made, made.tempered(1.0)):
-        torch.manual_seed(3)
-        dreams.append(dream(one, start, plan, 5))
-    assert all(torch.equal(a, b) for a, b in zip(*dreams, strict=True))
     step = made.tempered(1e-8).imagine(start, plan[0]).state
     expect_equal(step[:, :D], made.memory.mixture(step[:, D : D + N]).mode(), 1e-3)
 
