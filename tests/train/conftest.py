@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from worldmodel.train import loop, shards
+from worldmodel.train.schedule import Pace
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -17,7 +18,7 @@ from run_helpers import Judge
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No time is spent on measuring the pace; tests/train/test_schedule.py does that."""
-    monkeypatch.setattr(loop, "measure", lambda *_: (0.01, 0.001))
+    monkeypatch.setattr(loop, "measure", lambda *_: Pace(0.01, 0.001))
 
 
 @pytest.fixture

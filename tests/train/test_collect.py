@@ -20,6 +20,7 @@ from worldmodel.errors import NumericalError
 from worldmodel.replay import Replay
 from worldmodel.train.collect import Collector
 from worldmodel.train.loop import Run
+from worldmodel.train.schedule import Pace
 
 
 class Counting(gym.Env):
@@ -184,7 +185,7 @@ def test_episode_seeds_lie_in_the_training_range_and_differ_between_runs(
 
 
 def test_prefill_is_random_and_the_policy_acts_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worldmodel.train.loop.measure", lambda *_: (0.01, 0.001))
+    monkeypatch.setattr("worldmodel.train.loop.measure", lambda *_: Pace(0.01, 0.001))
     calls: list[bool] = []
     real = Collector.step
 
@@ -205,7 +206,7 @@ def test_prefill_is_random_and_the_policy_acts_after_it(tmp_path: Path, monkeypa
 
 
 def test_prefill_does_not_wait_for_episodes_that_never_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worldmodel.train.loop.measure", lambda *_: (0.01, 0.001))
+    monkeypatch.setattr("worldmodel.train.loop.measure", lambda *_: Pace(0.01, 0.001))
     gym.register("test/Endless-v0", lambda: Counting(10**9))
     try:
         with Run(tiny("test/Endless-v0", prefill=30, updates=1), tmp_path, Told()) as run:

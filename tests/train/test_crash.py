@@ -23,6 +23,7 @@ from worldmodel.cli import main
 from worldmodel.errors import StorageError
 from worldmodel.train import loop, shards
 from worldmodel.train.checkpoint import Checkpoints
+from worldmodel.train.schedule import Pace
 
 FLAGS = [
     "--env.id", CORRIDOR, "--env.action-repeat", "1", "--env.image-size", "0", "--world.deter", "32",
@@ -104,7 +105,7 @@ def test_bug_asked_to_stop_while_it_was_measuring_the_pace_it_died_without_savin
     """Schedulers take 75 for "requeue me", and a large run measures for a while before its first step."""
     before, missed = signal.getsignal(signal.SIGTERM), []
     signal.signal(signal.SIGTERM, lambda *_: missed.append(1))
-    monkeypatch.setattr(loop, "measure", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or (0.01, 0.001))
+    monkeypatch.setattr(loop, "measure", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or Pace(0.01, 0.001))
     try:
         with opened(tiny(), tmp_path) as run:
             result = run.train()

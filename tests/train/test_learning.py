@@ -17,6 +17,7 @@ from worldmodel.eval.real import evaluate
 from worldmodel.models.base import dream
 from worldmodel.train import loop
 from worldmodel.train.loop import Run
+from worldmodel.train.schedule import Pace
 
 LEARNER = dataclasses.replace(
     tiny(prefill=300, pretrain=50),
@@ -30,7 +31,7 @@ LEARNER = dataclasses.replace(
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "measure", lambda *_: (0.01, 0.001))
+    monkeypatch.setattr(loop, "measure", lambda *_: Pace(0.01, 0.001))
 
 
 def learner(env: str, **changes: Any) -> Config:

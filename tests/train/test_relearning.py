@@ -94,8 +94,8 @@ def test_a_committee_is_kept_and_drives_after_loading(tmp_path: Path, judge: Jud
 
 # -- in mid-run -------------------------------------------------------------------------------------------------------
 
-MIDWAY = dict(updates=8, eval_minutes=1e-9, relearn=2, relearn_times=2)
-"""Judged all the time; one renewal from update 6 (three quarters) on, and the policy at the end."""
+MIDWAY = dict(updates=4, eval_episodes=1, eval_minutes=1e-9, relearn=2, relearn_times=2)
+"""Judged all the time; one renewal after update 3 (three quarters) on, and the policy at the end."""
 
 
 @pytest.fixture
@@ -137,8 +137,8 @@ def test_midway_the_better_policy_goes_on(tmp_path: Path, midway: SimpleNamespac
 
         run.dreamer.adopt = adopt
         run.train()
-        assert run.renewals == 1 and adopted == [6] * better
-    assert [line["updates"] for line in told(tmp_path) if line.get("relearned")] == [6, 8]
+        assert run.renewals == 1 and adopted == [3] * better
+    assert [line["updates"] for line in told(tmp_path) if line.get("relearned")] == [3, 4]
 
 
 def test_midway_stopped_and_resumed_it_ends_the_same(tmp_path: Path, midway: SimpleNamespace) -> None:
@@ -148,7 +148,7 @@ def test_midway_stopped_and_resumed_it_ends_the_same(tmp_path: Path, midway: Sim
         real = run.dreamer.adopt
         run.dreamer.adopt = lambda policy: (real(policy), os.kill(os.getpid(), signal.SIGTERM))
         run.train()
-        assert run.dreamer.updates == 6 and run.renewals == 1
+        assert run.dreamer.updates == 3 and run.renewals == 1
     again = train(tiny(**MIDWAY), tmp_path / "a")
     for part in ("learner", "streams", "replay", "episode"):
         assert again[part] == whole[part]
@@ -159,7 +159,7 @@ def test_midway_a_signal_abandons_it(tmp_path: Path, midway: SimpleNamespace) ->
     with opened(tiny(**MIDWAY), tmp_path) as run:
         run.progress.relearning = lambda updates: os.kill(os.getpid(), signal.SIGTERM)
         run.train()
-        assert run.dreamer.updates == 6 and run.renewals == 0
+        assert run.dreamer.updates == 3 and run.renewals == 0
     with opened(tiny(**MIDWAY), tmp_path) as run:
         run.train()
         assert run.renewals == 1

@@ -16,7 +16,7 @@ from worldmodel.envs import Spaces, make
 from worldmodel.errors import UsageError
 from worldmodel.train import schedule
 from worldmodel.train.learner import Learner
-from worldmodel.train.schedule import fast_precision, find_device, measure, plan, random_batch
+from worldmodel.train.schedule import Pace, fast_precision, find_device, measure, plan, random_batch
 
 REPLAY = ReplayConfig(batch=32, length=16)
 CONFIG = Config(prefill=1000, pretrain=100, train_every=4.0, minutes=0.0, eval_minutes=0.0, replay=REPLAY)
@@ -24,7 +24,7 @@ CONFIG = Config(prefill=1000, pretrain=100, train_every=4.0, minutes=0.0, eval_m
 
 
 def planned(**budgets: Any) -> schedule.Plan:
-    return plan(dataclasses.replace(CONFIG, **budgets), 0.5, 0.01, 20_000, 250)
+    return plan(dataclasses.replace(CONFIG, **budgets), Pace(0.5, 0.01), 20_000, 250)
 
 
 def test_minutes_by_hand() -> None:
@@ -77,7 +77,7 @@ def test_bug_budgets_that_end_early_were_planned_as_if_they_did_not() -> None:
 
 def test_memory_is_capped() -> None:
     config = dataclasses.replace(CONFIG, updates=10**6, replay=ReplayConfig(gigabytes=2.0))
-    assert plan(config, 0.5, 0.01, 20_000, 250).replay_gigabytes == 2.0
+    assert plan(config, Pace(0.5, 0.01), 20_000, 250).replay_gigabytes == 2.0
 
 
 # -- evaluations ------------------------------------------------------------------------------------------------------
@@ -121,10 +121,19 @@ def lived(config: Config, update: float, step: float, judging: float) -> tuple[i
 def test_plans_against_a_run_lived_second_by_second(budget: dict[str, Any], eval_minutes: float) -> None:
     config = dataclasses.replace(CONFIG, eval_minutes=eval_minutes, **budget)
     updates, steps, evaluations = lived(config, 0.5, 0.01, 25.0)
-    made = plan(config, 0.5, 0.01, 20_000, 250)
+    made = plan(config, Pace(0.5, 0.01), 20_000, 250)
     assert made.evaluations == evaluations
     late = 1 + evaluations  # updates: an evaluation waits for the one that is under way
     assert made.updates == pytest.approx(updates, abs=late) and made.steps == pytest.approx(steps, abs=4 * late)
+
+
+def test_fresh_policies_by_hand() -> None:
+    """Each learns for 100 s: the two in mid-run within the 600 s, the last, of three members, after them."""
+    config = dataclasses.replace(CONFIG, minutes=10.0, relearn=500, relearn_times=3, relearn_members=3)
+    made = plan(config, Pace(0.5, 0.01, 0.2), 20_000, 250)
+    assert made.updates == 100 + int((600 - 60 - 200) / 0.54)
+    assert made.minutes == pytest.approx(10 + 5, abs=0.01) and made.relearning == pytest.approx(500 / 60)
+    assert "fresh policies learn for 8 min" in str(made) and "fresh" not in str(planned(minutes=10.0))
 
 
 def test_the_longest_episode_is_the_time_limit() -> None:
@@ -153,9 +162,9 @@ def standing() -> tuple[Any, ...]:
 def test_bug_measuring_moved_the_random_streams_of_environments_that_use_the_global_ones() -> None:
     config = tiny("test/Gambler-v0")
     before = standing()
-    update, step = measure(config, Spaces.of(make(config.env)), "cpu", updates=1, steps=60)
+    update, step, dream = measure(config, Spaces.of(make(config.env)), "cpu", updates=1, steps=60)
     assert standing() == before
-    assert 0 < step < update < 60
+    assert 0 < step < update < 60 and 0 < dream < update
 
 
 def test_measure_takes_what_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +175,7 @@ def test_measure_takes_what_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Learner, "update", lambda self, batch: updates.append(batch))
     config = tiny()
     made = measure(config, Spaces.of(make(config.env)), "cpu", updates=4, steps=10)
-    assert len(updates) == 5 and made == (1 / 4, 1 / 10)
+    assert len(updates) == 5 and made == (1 / 4, 1 / 10, 0.0)
 
 
 @pytest.mark.parametrize("env", ["worldmodel/Corridor-v0", "test/CorridorBoth-v0"])

@@ -164,7 +164,7 @@ class Run:
     def _announce(self) -> None:
         c = self.config
         longest = longest_episode(self.env, c.env.action_repeat)
-        schedule = plan(c, *measure(c, self.spaces, self.device), self.replay.step_bytes, longest)
+        schedule = plan(c, measure(c, self.spaces, self.device), self.replay.step_bytes, longest)
         self.progress.start(repr(self.dreamer.agent), schedule, self.out)
         if not schedule.updates:
             self.progress.warn(f"nothing will be learnt: --{schedule.limit} ends the run within its --prefill")

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import gymnasium as gym
 import torch
@@ -22,6 +23,17 @@ USUAL_LIMIT = 1000
 """Frames of an episode whose environment names no limit: that of gymnasium's MuJoCo tasks and of CarRacing."""
 
 
+class Pace(NamedTuple):
+    """Seconds, on this machine."""
+
+    update: float
+    """Of an update of world and policy."""
+    step: float
+    """Of one agent step in the real environment."""
+    dream: float = 0.0
+    """Of the policy's half of an update."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a run will do on this machine, and which budget ends it."""
@@ -33,6 +45,8 @@ class Plan:
     """Of everything: acting, learning, and being judged, the last time after the budget is used up."""
     evaluations: int
     evaluation_seconds: float
+    relearning: float
+    """Minutes in which fresh policies learn, those in mid-run and those at the end."""
     steps: int
     frames: int
     updates: int
@@ -45,39 +59,43 @@ class Plan:
         hours = f"{self.minutes / 60:.1f} h" if self.minutes >= 90 else f"{self.minutes:.0f} min"
         time = hours if self.minutes >= 2 else f"{self.minutes * 60:.0f} s"
         judged = f"{self.evaluations:,} evaluations of up to {self.evaluation_seconds:.0f} s; "
+        relearned = f"fresh policies learn for {self.relearning:.0f} min; " if self.relearning else ""
         replayed = f"each step is replayed {self.replays:.0f} times"
         return (
             f"{time} expected on this machine, ended by --{self.limit}: {self.frames:,} environment frames = "
             f"{self.steps:,} agent steps, {self.updates:,} updates of {self.update_seconds:.2f} s; "
-            f"{judged if self.evaluations else ''}{replayed}; replay memory {self.replay_gigabytes:.2f} GB"
+            f"{judged if self.evaluations else ''}{relearned}{replayed}; replay memory {self.replay_gigabytes:.2f} GB"
         )
 
 
-def plan(config: Config, update_seconds: float, step_seconds: float, step_bytes: int, episode_steps: int) -> Plan:
+def plan(config: Config, pace: Pace, step_bytes: int, episode_steps: int) -> Plan:
     """The schedule that follows from the budgets and the measured pace. Pure arithmetic; at least one budget is set.
 
     An evaluation is taken to last `eval_episodes` of `episode_steps` agent steps, every `eval_minutes`, and once more
-    at the end; a budget of minutes counts all but the last. What a learner does only now and then is spread evenly over
-    all updates, those of the pretraining too.
+    at the end; a budget of minutes counts all but the last. The same holds for fresh policies. What a learner does only
+    now and then is spread evenly over all updates, those of the pretraining too.
     """
     repeat = config.env.action_repeat
-    every, judging = config.eval_minutes * 60, config.eval_episodes * episode_steps * step_seconds
-    available = without_evaluations(config.minutes * 60, every, judging)
-    pace = update_seconds + config.train_every * step_seconds
-    before = config.prefill * step_seconds + config.pretrain * update_seconds  # all before the policy first acts
+    every, judging = config.eval_minutes * 60, config.eval_episodes * episode_steps * pace.step
+    fresh = config.relearn * pace.dream  # seconds of a fresh policy with as many members as the run's own
+    midway, last = fresh * (config.relearn_times - 1), fresh * config.relearn_members / config.policy.members
+    available = max(0.0, without_evaluations(config.minutes * 60, every, judging) - midway)
+    cycle = pace.update + config.train_every * pace.step
+    before = config.prefill * pace.step + config.pretrain * pace.update  # all before the policy first acts
     updates = {
-        "minutes": config.pretrain + (available - before) / pace if config.minutes else float("inf"),
+        "minutes": config.pretrain + (available - before) / cycle if config.minutes else float("inf"),
         "frames": _updates_within(config.frames / repeat - config.prefill, config) if config.frames else math.inf,
         "updates": float(config.updates or "inf"),
     }
     limit = min(updates, key=lambda name: updates[name])
     count = max(0, int(updates[limit]))
     steps = config.prefill + max(0, count - config.pretrain) * config.train_every
-    steps = int(min(steps, config.frames / repeat or math.inf, available / step_seconds or math.inf))
-    seconds = steps * step_seconds + count * update_seconds
+    steps = int(min(steps, config.frames / repeat or math.inf, available / pace.step or math.inf))
+    seconds = steps * pace.step + count * pace.update
     evaluations = int(seconds / every) + 1 if every and count else 0
     return Plan(
-        update_seconds=update_seconds, step_seconds=step_seconds, minutes=(seconds + evaluations * judging) / 60,
+        update_seconds=pace.update, step_seconds=pace.step, relearning=(midway + last) / 60 if count else 0.0,
+        minutes=(seconds + evaluations * judging + (midway + last if count else 0.0)) / 60,
         evaluations=evaluations, evaluation_seconds=judging, steps=steps,
         frames=steps * repeat, updates=count, limit=limit,
         replays=count * config.replay.batch * config.replay.length / max(steps, 1),
@@ -106,20 +124,25 @@ def longest_episode(env: gym.Env, action_repeat: int) -> int:
     return math.ceil(((spec and spec.max_episode_steps) or USUAL_LIMIT) / action_repeat)
 
 
-def measure(config: Config, spaces: Spaces, device: str, updates: int = 3, steps: int = 25) -> tuple[float, float]:
-    """(seconds per update, seconds per agent step), measured on a throw-away copy; random streams stay as they are."""
+def measure(config: Config, spaces: Spaces, device: str, updates: int = 3, steps: int = 25) -> Pace:
+    """This machine's pace, measured on a throw-away copy; random streams stay as they are."""
     with local_randomness(0, device):  # environments may draw from the global streams
-        return _update_seconds(config, spaces, device, updates), _step_seconds(config, steps)
+        update, dream = _update_seconds(config, spaces, device, updates)
+        return Pace(update, _step_seconds(config, steps), dream)
 
 
-def _update_seconds(config: Config, spaces: Spaces, device: str, updates: int) -> float:
-    taught = learner(dataclasses.replace(config, pretrain=2**31), spaces, device, Clock())  # no round of evolution now
+def _update_seconds(config: Config, spaces: Spaces, device: str, updates: int) -> tuple[float, float]:
+    """Of a whole update, and of its policy's half."""
+    clock = Clock()
+    taught = learner(dataclasses.replace(config, pretrain=2**31), spaces, device, clock)  # no round of evolution now
     batch = random_batch(config, spaces, taught.agent.world.width, device)
     taught.update(batch)
+    clock.seconds.clear()
     start = time.perf_counter()
     for _ in range(updates):
         taught.update(batch)
-    return (time.perf_counter() - start) / updates + taught.now_and_then()
+    whole = (time.perf_counter() - start) / updates
+    return whole + taught.now_and_then(), clock.seconds["dream"] / updates
 
 
 def _step_seconds(config: Config, steps: int) -> float:
