@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from worldmodel.train import loop, shards
+from worldmodel.train import judging, loop, shards
 from worldmodel.train.schedule import Pace
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -35,7 +35,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
-    judge = Judge(loop.evaluate, [])
-    monkeypatch.setattr(loop, "evaluate", judge)
-    monkeypatch.setattr(loop, "open_loop_video", lambda *_: None)
+    judge = Judge(judging.evaluate, [])
+    monkeypatch.setattr(judging, "evaluate", judge)
+    monkeypatch.setattr(judging, "open_loop_video", lambda *_: None)
     return judge

@@ -108,7 +108,7 @@ def content(run: Run) -> dict[str, Any]:
         "episode": collector.state_dict() | pending | {k: digest(v) for k, v in collector.tensors().items()},
         "counters": {
             "updates": run.dreamer.updates, "average": run.dreamer.average.updates, "prefilled": run.prefilled,
-            "recent": run.recent, "best": run.best, "shards": [shard["stop"] for shard in run.shards.written],
+            "recent": run.recent, "best": run.judging.best, "shards": [shard["stop"] for shard in run.shards.written],
             "done": run.done(),
         },
     }  # fmt: skip
@@ -169,9 +169,11 @@ class Judge:
     def __init__(self, real: Callable[..., Evaluation], scores: list[float]):
         self.real, self.scores, self.seeds = real, scores, []
 
-    def __call__(self, agent: Any, seeds: range, **rest: Any) -> Evaluation:
+    def __call__(self, agent: Any, seeds: range, **rest: Any) -> Evaluation | None:
         self.seeds += list(seeds)
         result = self.real(agent, seeds, **rest)
+        if result is None:  # stopped
+            return None
         episodes = [dataclasses.replace(episode, return_=self.scores[0]) for episode in result.episodes]
         self.scores = self.scores[1:]
         return dataclasses.replace(result, episodes=tuple(episodes))

@@ -228,7 +228,7 @@ def test_damaged_configuration_of_the_run_is_exit_4(run_folder: Path, capsys: py
 def test_damaged_best_agent(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever loads it gets exit 4 naming the file; the run says so and makes a new one."""
     with opened(tiny(updates=12), run_folder) as run:
-        run._judge()
+        run.judging.judge()
     file = run_folder / "best" / "agent.safetensors"
     flip(file)
     for argv in (["eval", str(run_folder), "--episodes", "1", "--workers", "1"], ["dream", str(run_folder)]):
@@ -236,8 +236,12 @@ def test_damaged_best_agent(run_folder: Path, capsys: pytest.CaptureFixture[str]
         assert f"{file} is damaged" in capsys.readouterr().err
     told = Told()
     with opened(tiny(updates=12), run_folder, told) as run:
-        assert run.best is None and "best agent so far is damaged" in told.warnings[0] and file.name in told.warnings[0]
-        run._judge()
+        assert (
+            run.judging.best is None
+            and "best agent so far is damaged" in told.warnings[0]
+            and file.name in told.warnings[0]
+        )
+        run.judging.judge()
     storage.verify(run_folder / "best")
 
 

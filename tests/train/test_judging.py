@@ -16,7 +16,7 @@ from run_helpers import Gambler, Judge, Told, content, metrics, opened, streams,
 from worldmodel import load, storage
 from worldmodel.config import TRACKS
 from worldmodel.errors import WorldModelError
-from worldmodel.train import loop
+from worldmodel.train import judging, loop
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -26,7 +26,7 @@ def test_judging_disturbs_nothing(tmp_path: Path) -> None:
     with opened(tiny("test/Gambler-v0", prefill=120), tmp_path) as run:
         run.train()
         before = content(run)
-        run._judge()
+        run.judging.judge()
         after = content(run)
         assert after["counters"].pop("best")["score"] is not None and before["counters"].pop("best") is None
         assert after == before
@@ -42,7 +42,7 @@ def test_best_agent_is_kept_and_comes_from_the_selection_tracks(tmp_path: Path, 
         run.train()
         versions = []
         for _ in range(3):
-            run._judge()
+            run.judging.judge()
             versions.append(storage.read_folder(tmp_path / "best")["card.json"]["selection"]["mean"])
     assert versions == [5.0, 5.0, 7.0]
     assert set(judge.seeds) == {TRACKS["select"], TRACKS["select"] + 1}
@@ -55,12 +55,12 @@ def test_bug_best_agent_saved_after_the_last_checkpoint_was_overwritten_by_a_wor
     judge.scores = [9.0, 4.0]
     with opened(tiny(updates=3), tmp_path) as run:
         run.train()
-        run._judge()  # and no checkpoint after it
+        run.judging.judge()  # and no checkpoint after it
     with opened(tiny(updates=4), tmp_path) as run:
-        assert run.best["score"] == 9.0
+        assert run.judging.best["score"] == 9.0
         run.train()
-        run._judge()
-        assert run.best["score"] == 9.0
+        run.judging.judge()
+        assert run.judging.best["score"] == 9.0
     assert storage.read_folder(tmp_path / "best")["card.json"]["selection"]["mean"] == 9.0
 
 
@@ -69,7 +69,7 @@ def test_a_run_that_is_never_judged_leaves_its_last_agent(tmp_path: Path) -> Non
     for updates in (3, 5):
         with opened(tiny(updates=updates), tmp_path) as run:
             run.train()
-            assert run.best is None
+            assert run.judging.best is None
             last = run.dreamer.averaged_agent().version
         versions.append(load(tmp_path).version)
         assert versions[-1] == last
@@ -98,7 +98,7 @@ def test_bug_a_final_evaluation_that_failed_cost_the_training_since_the_last_che
     def fail(*_: Any, **__: Any) -> None:
         raise WorldModelError("the environment failed at step 3 of the episode with seed 1000000")
 
-    monkeypatch.setattr(loop, "evaluate", fail)
+    monkeypatch.setattr(judging, "evaluate", fail)
     with pytest.raises(WorldModelError, match="the environment failed"):
         train(tiny(updates=3, eval_minutes=99.0), tmp_path)
     with opened(tiny(updates=3), tmp_path) as run:
@@ -111,7 +111,7 @@ def test_bug_a_film_that_fails_stopped_the_training(
     def fail(*_: Any) -> None:
         raise RuntimeError("no ffmpeg here")
 
-    monkeypatch.setattr(loop, "open_loop_video", fail)
+    monkeypatch.setattr(judging, "open_loop_video", fail)
     judge.scores, told = [1.0], Told()
     with opened(tiny(updates=3, eval_minutes=99.0), tmp_path, told) as run:
         assert run.train()["finished"]
@@ -145,7 +145,7 @@ class Alarming(Gambler):
 @pytest.fixture
 def alarming(monkeypatch: pytest.MonkeyPatch) -> type[Alarming]:
     monkeypatch.setitem(gym.registry, "test/Alarming-v0", gym.envs.registration.EnvSpec("test/Alarming-v0", Alarming))
-    monkeypatch.setattr(loop, "open_loop_video", lambda *_: None)
+    monkeypatch.setattr(judging, "open_loop_video", lambda *_: None)
     monkeypatch.setattr(Alarming, "signal", None)
     monkeypatch.setattr(Alarming, "left", 6)
     return Alarming
@@ -197,13 +197,13 @@ def test_an_agent_is_not_judged_twice_at_the_end(tmp_path: Path, judge: Judge) -
     judge.scores = [1.0] * 2
     with opened(tiny(updates=0, minutes=60.0, eval_minutes=1.0), tmp_path) as run:
         run.seconds = 61.0
-        real = run._judge
+        real = run.judging.judge
 
         def slow() -> None:
             real()
             run.seconds = 3600.0
 
-        run._judge = slow
+        run.judging.judge = slow
         run.train()
     assert [line["updates"] for line in metrics(tmp_path) if line["kind"] == "eval"] == [1]
 

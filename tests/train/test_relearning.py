@@ -12,21 +12,24 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import Judge, opened, tiny, train
+from run_helpers import Judge, flip, opened, tiny, train
 
 from worldmodel.agent import Agent
+from worldmodel.config import TRACKS
 from worldmodel.errors import UsageError
-from worldmodel.train import loop
+from worldmodel.train import judging
 from worldmodel.train.check import check
 from worldmodel.train.frozen import renewals_due
 
 
-def told(folder: Path) -> list[dict[str, Any]]:
+def told(folder: Path, kind: str = "eval") -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "eval"]
+    return [line for line in lines if line["kind"] == kind]
 
 
-@pytest.mark.parametrize(("scores", "fresh"), [([1.0, 2.0], True), ([2.0, 1.0], False)])
+@pytest.mark.parametrize(
+    ("scores", "fresh"), [([1.0, 1.0, 2.0], True), ([9.0, 2.0, 1.0], False), ([9.0, 1.0, 2.0], True)]
+)
 def test_it_is_kept_where_reality_prefers_it(tmp_path: Path, judge: Judge, scores: list[float], fresh: bool) -> None:
     judge.scores = list(scores)
     with opened(tiny(updates=3, eval_minutes=99.0, relearn=2), tmp_path) as run:
@@ -40,11 +43,18 @@ def test_it_is_kept_where_reality_prefers_it(tmp_path: Path, judge: Judge, score
     assert result["best"]["score"] == 2.0 and all(worlds)
     assert all(same) != fresh
     assert kept.card["learning"].startswith("a fresh policy (actor-critics: 1), 2 updates") == fresh
-    assert [line.get("relearned", False) for line in told(tmp_path)] == [False, True]
+    assert kept.card["selection"]["mean"] == 2.0, "luck in the evaluation that chose is not carried on"
+    assert Agent.load(tmp_path / "fresh").card["learning"].startswith("a fresh policy")
+    first = TRACKS["select"]
+    assert judge.seeds == [first, first + 1, *[*range(first + 2, first + 10)] * 2], (
+        "tracks that have not chosen anything"
+    )
+    finals = [(line["agent"], line["mean"]) for line in told(tmp_path, "final")]
+    assert finals == [("best", scores[1]), ("fresh", scores[2])]
 
 
 def test_it_does_not_touch_the_run_and_happens_once(tmp_path: Path, judge: Judge) -> None:
-    judge.scores = [1.0, 2.0]
+    judge.scores = [1.0, 1.0, 2.0]
     with opened(tiny(updates=3, eval_minutes=99.0, relearn=2), tmp_path / "a") as run:
         run.train()
     judge.scores = [1.0]
@@ -54,7 +64,7 @@ def test_it_does_not_touch_the_run_and_happens_once(tmp_path: Path, judge: Judge
     with opened(tiny(updates=3, eval_minutes=99.0, relearn=2), tmp_path / "a") as run:
         assert all(torch.equal(value, plain[name]) for name, value in run.dreamer.tensors().items())
         run.train()  # nobody is judged: the scores are used up
-    assert len(told(tmp_path / "a")) == 2
+    assert len(told(tmp_path / "a")) == 1 and len(told(tmp_path / "a", "final")) == 2
 
 
 def test_a_signal_abandons_it_and_the_next_session_begins_it_anew(
@@ -62,26 +72,52 @@ def test_a_signal_abandons_it_and_the_next_session_begins_it_anew(
     judge: Judge,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = loop.fresh_agent
+    real = judging.fresh_agent
 
     def signalled(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*args)
 
-    judge.scores = [1.0, 2.0]
+    judge.scores = [1.0, 1.0, 2.0]
     config = tiny(updates=3, eval_minutes=99.0, relearn=2)
-    monkeypatch.setattr(loop, "fresh_agent", signalled)
+    monkeypatch.setattr(judging, "fresh_agent", signalled)
     with opened(config, tmp_path) as run:
         run.train()
-    assert len(told(tmp_path)) == 1
-    monkeypatch.setattr(loop, "fresh_agent", real)
+    assert len(told(tmp_path)) == 1 and not told(tmp_path, "final")
+    monkeypatch.setattr(judging, "fresh_agent", real)
     with opened(config, tmp_path) as run:
         assert run.train()["best"]["score"] == 2.0
-    assert len(told(tmp_path)) == 2
+    assert len(told(tmp_path)) == 1
+
+
+def test_a_signal_between_the_last_two_evaluations_abandons_both(
+    tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge.scores = [1.0, 1.0, 1.0, 2.0]
+    config = tiny(updates=3, eval_minutes=99.0, relearn=2)
+    with opened(config, tmp_path) as run:
+        real = run.log.write
+        run.log.write = lambda kind, *rest: (
+            real(kind, *rest),
+            kind == "final" and os.kill(os.getpid(), signal.SIGTERM),
+        )
+        result = run.train()
+    assert (result["exit_code"], result["best"]["score"]) == (75, 1.0)
+    with opened(config, tmp_path) as run:
+        assert run.train()["best"]["score"] == 2.0
+
+
+def test_a_damaged_best_agent_is_replaced_by_the_fresh_one(tmp_path: Path, judge: Judge) -> None:
+    judge.scores = [1.0]
+    train(tiny(updates=3, eval_minutes=99.0), tmp_path)
+    flip(tmp_path / "best" / "agent.safetensors")
+    judge.scores = [0.5]
+    with opened(tiny(updates=3, eval_minutes=99.0, relearn=2), tmp_path) as run:
+        assert run.train()["best"]["score"] == 0.5
 
 
 def test_a_committee_is_kept_and_drives_after_loading(tmp_path: Path, judge: Judge) -> None:
-    judge.scores = [1.0, 2.0]
+    judge.scores = [1.0, 1.0, 2.0]
     with opened(tiny(updates=3, eval_minutes=99.0, relearn=2, relearn_members=3), tmp_path) as run:
         run.train()
         own = run.dreamer.agent.weights()
@@ -101,18 +137,18 @@ MIDWAY = dict(updates=4, eval_episodes=1, eval_minutes=1e-9, relearn=2, relearn_
 @pytest.fixture
 def midway(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Everyone gets 5 but fresh policies, who get `fresh`."""
-    judge, real = SimpleNamespace(fresh=5.0), loop.evaluate
+    rule, real = SimpleNamespace(fresh=5.0), judging.evaluate
 
     def evaluated(agent: Agent, *args: Any, **kwargs: Any) -> Any:
         result = real(agent, *args, **kwargs)
-        score = judge.fresh if agent.card else 5.0
+        score = rule.fresh if agent.card.get("learning", "").startswith("a fresh") else 5.0
         return dataclasses.replace(
             result, episodes=tuple(dataclasses.replace(episode, return_=score) for episode in result.episodes)
         )
 
-    monkeypatch.setattr(loop, "evaluate", evaluated)
-    monkeypatch.setattr(loop, "open_loop_video", lambda *_: None)
-    return judge
+    monkeypatch.setattr(judging, "evaluate", evaluated)
+    monkeypatch.setattr(judging, "open_loop_video", lambda *_: None)
+    return rule
 
 
 @pytest.mark.parametrize("better", [True, False])
@@ -137,8 +173,9 @@ def test_midway_the_better_policy_goes_on(tmp_path: Path, midway: SimpleNamespac
 
         run.dreamer.adopt = adopt
         run.train()
-        assert run.renewals == 1 and adopted == [3] * better
-    assert [line["updates"] for line in told(tmp_path) if line.get("relearned")] == [3, 4]
+        assert run.judging.renewals == 1 and adopted == [3] * better
+    assert [line["updates"] for line in told(tmp_path) if line.get("relearned")] == [3]
+    assert [line["updates"] for line in told(tmp_path, "final")] == [4, 4]
 
 
 def test_midway_stopped_and_resumed_it_ends_the_same(tmp_path: Path, midway: SimpleNamespace) -> None:
@@ -148,7 +185,7 @@ def test_midway_stopped_and_resumed_it_ends_the_same(tmp_path: Path, midway: Sim
         real = run.dreamer.adopt
         run.dreamer.adopt = lambda policy: (real(policy), os.kill(os.getpid(), signal.SIGTERM))
         run.train()
-        assert run.dreamer.updates == 3 and run.renewals == 1
+        assert run.dreamer.updates == 3 and run.judging.renewals == 1
     again = train(tiny(**MIDWAY), tmp_path / "a")
     for part in ("learner", "streams", "replay", "episode"):
         assert again[part] == whole[part]
@@ -159,10 +196,10 @@ def test_midway_a_signal_abandons_it(tmp_path: Path, midway: SimpleNamespace) ->
     with opened(tiny(**MIDWAY), tmp_path) as run:
         run.progress.relearning = lambda updates: os.kill(os.getpid(), signal.SIGTERM)
         run.train()
-        assert run.dreamer.updates == 3 and run.renewals == 0
+        assert run.dreamer.updates == 3 and run.judging.renewals == 0
     with opened(tiny(**MIDWAY), tmp_path) as run:
         run.train()
-        assert run.renewals == 1
+        assert run.judging.renewals == 1
 
 
 @pytest.mark.parametrize(

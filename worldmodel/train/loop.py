@@ -1,10 +1,12 @@
-"""One run: its folder, its budgets, and what happens between two updates: acting, judging, saving, telling.
+"""One run: its folder, its budgets, and what happens between two updates: acting, judging (train/judging.py), saving,
+telling.
 
 RUN/config.json  spaces.json     what it is
 RUN/metrics.jsonl  tensorboard/  how it went
 RUN/checkpoints/                 from which it resumes
 RUN/replay/                      what it lived through, in files of 1000 steps
 RUN/best/                        the best agent by real return on the selection tracks
+RUN/fresh/                       the last fresh policy, whether it became the best or not
 RUN/videos/                      decoded dreams
 """
 
@@ -18,39 +20,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from worldmodel import __version__, storage
-from worldmodel.agent import Agent
+from worldmodel import storage
 from worldmodel.config import TRACKS, Config, from_dict, to_dict
 from worldmodel.envs import Spaces, make
 from worldmodel.envs.explore import RandomActions
 from worldmodel.errors import CorruptError, UsageError
-from worldmodel.eval.real import Evaluation, evaluate
 from worldmodel.randomness import seed_everything
 from worldmodel.replay import Replay
 from worldmodel.train.check import check
 from worldmodel.train.checkpoint import Checkpoints, Interrupt, check_resume, rng_state, set_rng_state
 from worldmodel.train.clock import Clock
 from worldmodel.train.collect import Collector
-from worldmodel.train.frozen import fresh_agent, renewals_due
-from worldmodel.train.hindsight import Hindsight, look_back, quick_gap
+from worldmodel.train.judging import Judging
 from worldmodel.train.learner import learner
 from worldmodel.train.log import Log
 from worldmodel.train.progress import Progress
 from worldmodel.train.schedule import fast_precision, find_device, longest_episode, measure, plan
 from worldmodel.train.shards import Shards
-from worldmodel.train.watch import open_loop_video
 
 LOG_SECONDS = 10.0
 """Seconds between two lines of metrics."""
-
-GAP_STEPS = 50
-"""Agent steps over which every evaluation compares what the dream promises with what reality paid."""
-
-
-class _StoppedError(Exception):
-    """A signal came while a policy was learning."""
 
 
 class Run:
@@ -94,11 +84,9 @@ class Run:
         self.shards = Shards(self.out / "replay")
         self.prefilled: int | None = None
         self.seconds = 0.0  # of earlier sessions
-        self.best: dict[str, Any] | None = None
-        self.judged: dict[str, Any] = {"minutes": 0.0, "frames": 0, "updates": 0}  # counters at the last evaluation
+        self.judging = Judging(self)
         self.interrupt = Interrupt()
         self.recent: list[float] = []
-        self.renewals = 0  # fresh policies tried so far, but for those at the end
         step, position = self._resume() or (None, None)
         self.log = Log(self.out, step, position, warn=self.progress.warn)
         storage.write_file(self.out / "config.json", to_dict(c))
@@ -132,7 +120,7 @@ class Run:
     def train(self) -> dict[str, Any]:
         """Trains until a budget is used up, or a signal asks to stop; saves; returns a summary in JSON types."""
         c = self.config
-        if self.done() >= 1 and self._concluded():
+        if self.done() >= 1 and self.judging.concluded():
             self.progress.warn("the budget of this run is used up: raise --minutes, --frames or --updates to go on")
             return self._summary(0)
         with Interrupt() as interrupt:
@@ -147,17 +135,14 @@ class Run:
                 if metrics is not None and now - last["log"] > LOG_SECONDS:
                     last["log"] = now
                     self._write_metrics(metrics)
-                if self.dreamer.updates and 0 < c.eval_minutes < self.elapsed / 60 - self.judged["minutes"]:
-                    score = self._judge()
-                    if score is not None and self.renewals < renewals_due(c, self.done()):
-                        self._renew(score)
+                self.judging.now_and_then()
                 if now - last["save"] > c.save_minutes * 60 or interrupt.save_requested:
                     self._save()
                     last["save"] = time.perf_counter()
                 self.progress.update(self._status())
             self._save()
             if not interrupt.stop and self.dreamer.updates:
-                self._conclude()
+                self.judging.conclude()
                 self._save()
             return self._summary(interrupt.exit_code)
 
@@ -194,9 +179,15 @@ class Run:
     def _episode_ended(self) -> None:
         episode, self.collector.finished = self.collector.finished, None
         self.recent = [*self.recent[-9:], episode["return"]]
-        self.log.write("episode", self.replay.total, episode | self._counters())
+        self.log.write("episode", self.replay.total, episode | self.counters())
 
-    def _counters(self) -> dict[str, Any]:
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal has asked to stop."""
+        return self.interrupt.stop is not None
+
+    def counters(self) -> dict[str, Any]:
+        """How far it has got."""
         return {
             "minutes": self.elapsed / 60, "frames": self.collector.frames, "updates": self.dreamer.updates,
         }  # fmt: skip
@@ -204,118 +195,27 @@ class Run:
     def _write_metrics(self, metrics: dict[str, torch.Tensor]) -> None:
         split = {f"time/{section}": share for section, share in self.clock.shares().items()}
         values = {name: float(value) for name, value in metrics.items()}
-        self.log.write("train", self.replay.total, self._counters() | values | split)
-
-    def _judge(self, fresh: Agent | None = None) -> float | None:
-        """The averaged agent, or a fresh one, in reality, on tracks that neither train nor report: its mean return; the
-        best one is kept.
-
-        A signal abandons it, as if it had not begun (None): the session that goes on with the run makes up for it.
-        """
-        c, agent = self.config, fresh or self.dreamer.averaged_agent()
-        seeds = range(TRACKS["select"], TRACKS["select"] + c.eval_episodes)
-        self.progress.judging(len(seeds))
-        with self.clock("eval"):
-            result = evaluate(agent, seeds, stop=lambda: self.interrupt.stop is not None)
-            seen = look_back(agent, self.replay) if result else None
-        if result is None:
-            return None
-        score = result.summary()["mean"]
-        marked = {"relearned": True} if fresh else {}
-        self.log.write("eval", self.replay.total, self._counters() | _brief(result) | marked)
-        if self.best is None or score >= self.best["score"]:
-            self.best = {"score": score} | self._counters()
-            self._keep(agent, result, seen)
-        self.progress.judged(score, self.best["score"])
-        try:
-            with self.clock("eval"):
-                # In the frozen regime nobody drives but chance: no policy was paid what a dream could be held against.
-                if seen and c.train_every and (gap := quick_gap(agent, self.replay, seen, GAP_STEPS)):
-                    self.log.write("gap", self.replay.total, self._counters() | gap)
-                open_loop_video(agent, self.replay, self.collector.start, self.out / "videos", self.log)
-        except Exception as error:  # whatever it is, hours of training weigh more than a film of them
-            self.progress.warn(f"no film of the dreams this time, training goes on: {error!r}")
-        self.judged = self._counters() | (marked if self.done() >= 1 else {})
-        return score
-
-    def _concluded(self) -> bool:
-        """Whether the last evaluation has been made, if there is to be one, and that of who relearned."""
-        c = self.config
-        made = self.judged["updates"] == self.dreamer.updates
-        return not c.eval_minutes or (made and (not c.relearn or "relearned" in self.judged))
-
-    def _conclude(self) -> None:
-        """The last evaluations; a run that was never judged leaves its last agent in place of its best."""
-        if self.judged["updates"] != self.dreamer.updates and self.config.eval_minutes:
-            self._judge()
-        elif self.best is None:
-            agent = self.dreamer.averaged_agent()
-            self._keep(agent, None, look_back(agent, self.replay))
-        if not self._concluded() and not self.interrupt.stop:
-            if agent := self._fresh(self.config.relearn_members):
-                self._judge(agent)
-            elif not self.interrupt.stop:
-                self.judged |= {"relearned": False}
-
-    def _renew(self, score: float) -> None:
-        """A fresh policy takes the place of the run's own, which was just judged, if reality prefers it."""
-        agent = self._fresh(self.config.policy.members)
-        fresh = self._judge(agent) if agent else None
-        if self.interrupt.stop:
-            return
-        self.renewals += 1
-        if fresh is not None and fresh > score:
-            self.dreamer.adopt(agent.policy)
-
-    def _fresh(self, members: int) -> Agent | None:
-        """An agent with a fresh policy; None when there is nothing to dream of, or a signal abandons it: the session
-        that goes on with the run then begins it anew."""
-
-        def note(update: int, metrics: dict[str, Tensor]) -> None:
-            if self.interrupt.stop:
-                raise _StoppedError
-            if update % 100 == 0:
-                self.log.write("relearn", update, {name: float(value) for name, value in metrics.items()})
-
-        self.progress.relearning(self.config.relearn)
-        try:
-            with self.clock("dream"):
-                return fresh_agent(self.dreamer.averaged_agent(), self.replay, members, self.renewals, note)
-        except _StoppedError:
-            return None
-
-    def _keep(self, agent: Agent, result: Evaluation | None, seen: Hindsight | None) -> None:
-        """Saves `agent` as the best, with the starts of its dreams."""
-        just_begun = self.collector.start == self.replay.total  # nothing of the running episode is remembered yet
-        agent.starts = seen.starts(self.collector.seed - just_begun) if seen else None
-        learning = {"learning": self.dreamer.learning} | agent.card
-        agent.save(self.out / "best", self._card(result) | learning)
-
-    def _card(self, result: Evaluation | None) -> dict[str, Any]:
-        return {
-            "selection": result.to_dict() if result else None, "cost": self._counters(), "seed": self.config.seed,
-            "device": self.device, "precision": self.config.precision, "worldmodel": __version__,
-        }  # fmt: skip
+        self.log.write("train", self.replay.total, self.counters() | values | split)
 
     def _status(self) -> dict[str, Any]:
         recent = float(np.mean(self.recent)) if self.recent else None
-        return self._counters() | {"done": self.done(), "elapsed": self.elapsed, "recent": recent,
+        return self.counters() | {"done": self.done(), "elapsed": self.elapsed, "recent": recent,
                                    "shares": self.clock.shares(), "learning": self.prefilled is not None}  # fmt: skip
 
     def _summary(self, exit_code: int) -> dict[str, Any]:
-        return self._counters() | {
+        return self.counters() | {
             "run": str(self.out), "finished": exit_code == 0, "exit_code": exit_code, "steps": self.replay.total,
-            "best": self.best, "time": self.clock.shares(),
+            "best": self.judging.best, "time": self.clock.shares(),
         }  # fmt: skip
 
     def _save(self) -> None:
         """A checkpoint of everything; of the replay only the steps since the last shard, which are written once."""
         shards = self.shards.write(self.replay)
-        counters = {
-            "updates": self.dreamer.updates, "prefilled": self.prefilled, "seconds": self.elapsed, "best": self.best,
-            "judged": self.judged, "total": self.replay.total, "next_online": self.replay.next_online,
-            "recent": self.recent, "renewals": self.renewals, "shards": shards,
-            "collector": self.collector.state_dict(), "config": to_dict(self.config), "log": self.log.sync(),
+        counters = self.judging.state() | {
+            "updates": self.dreamer.updates, "prefilled": self.prefilled, "seconds": self.elapsed,
+            "total": self.replay.total, "next_online": self.replay.next_online,
+            "recent": self.recent, "shards": shards, "collector": self.collector.state_dict(),
+            "config": to_dict(self.config), "log": self.log.sync(),
         }  # fmt: skip
         rest = self.replay.rows(self.shards.rest(self.replay), self.replay.total)
         self.checkpoints.save(self.replay.total, {
@@ -356,24 +256,10 @@ class Run:
         if obstacle := self.collector.restore(values["collector"], files["actor.safetensors"]):
             self.progress.warn(f"{obstacle}: it was cut off, a new one begins")
         self.prefilled, self.seconds, self.recent = values["prefilled"], values["seconds"], values["recent"]
-        self.judged = values.get("judged") or self._counters()  # older checkpoints do not know
-        self.renewals = values.get("renewals", 0)
-        self.best = self._kept_best()
+        self.judging.resume(values)
         set_rng_state(files, self.streams)
         self.progress.resumed(path, values["updates"])
         return values["total"], values["log"]
-
-    def _kept_best(self) -> dict[str, Any] | None:
-        """What is in RUN/best, which may be newer than the checkpoint; None when nothing usable is there."""
-        try:
-            card = storage.read_folder(self.out / "best")["card.json"]
-        except UsageError:
-            return None
-        except CorruptError as error:
-            self.progress.warn(f"the best agent so far is damaged, the next evaluation replaces it: {error}")
-            return None
-        judged = card["selection"]
-        return {"score": judged["mean"]} | card["cost"] if judged else None
 
 
 def stored_config(out: Path) -> Config | None:
@@ -385,10 +271,6 @@ def stored_config(out: Path) -> Config | None:
         return from_dict(storage.read_file(path))
     except (CorruptError, UsageError, AttributeError) as error:
         raise CorruptError(f"{path} is damaged: {error}; delete it, and repeat the options of the run") from error
-
-
-def _brief(result: Evaluation) -> dict[str, Any]:
-    return result.summary() | {"laps_finished": result.laps_finished, "returns": [e.return_ for e in result.episodes]}
 
 
 def _settle(config: Config, out: Path) -> Config:
