@@ -24,14 +24,20 @@ def main() -> None:
         args.json.write_text(json.dumps(points, indent=1) + "\n")
     if args.png:
         draw(points, args.png)
-    for point in points["evaluations"]:
-        print("{minutes:6.1f} min {frames:8,} frames {updates:6,} updates  {mean:7.1f} (n={n})".format(**point))
+    for point in points["evaluations"] + points["final"]:
+        who = point.get("agent", "fresh" if point.get("relearned") else "")
+        line = "{minutes:6.1f} min {frames:8,} frames {updates:6,} updates  {mean:7.1f} (n={n})".format(**point)
+        print(f"{line} {who}".rstrip())
 
 
 def curve(lines: list[dict[str, Any]], window: int) -> dict[str, Any]:
-    """Evaluations (greedy, selection tracks, averaged weights) and the moving mean of training episodes (sampled)."""
-    kept = ("minutes", "frames", "updates", "mean", "std", "median", "n", "returns")
-    evaluations = [{key: line[key] for key in kept} for line in lines if line["kind"] == "eval"]
+    """Evaluations (greedy, selection tracks, averaged weights), those of fresh policies marked `relearned`; the last two,
+    which choose the agent, on other tracks (`final`); the moving mean of training episodes (sampled)."""
+    kept = ("minutes", "frames", "updates", "mean", "std", "median", "n", "returns", "relearned", "agent")
+    judged = {
+        kind: [{key: line[key] for key in kept if key in line} for line in lines if line["kind"] == kind]
+        for kind in ("eval", "final")
+    }
     episodes = [line for line in lines if line["kind"] == "episode"]
     training = [
         {
@@ -41,7 +47,7 @@ def curve(lines: list[dict[str, Any]], window: int) -> dict[str, Any]:
         }
         for i, episode in enumerate(episodes)
     ]
-    return {"evaluations": evaluations, "training": training, "window": window}
+    return {"evaluations": judged["eval"], "final": judged["final"], "training": training, "window": window}
 
 
 def draw(points: dict[str, Any], path: Path) -> None:
@@ -57,8 +63,13 @@ def draw(points: dict[str, Any], path: Path) -> None:
     axes.text(0.5, 908, "solved: 900", color="0.4", fontsize=8)
     label = f"training episodes, sampled actions, mean of {points['window']}"
     axes.plot([p["minutes"] for p in training], [p["mean"] for p in training], color="0.6", linewidth=1, label=label)
-    minutes, means = [p["minutes"] for p in evaluations], [p["mean"] for p in evaluations]
-    axes.plot(minutes, means, "o-", color="tab:red", markersize=4, label=f"evaluation, {evaluations[0]['n']} tracks")
+    own, fresh = ([p for p in evaluations if p.get("relearned", False) == which] for which in (False, True))
+    fresh += [p for p in points["final"] if p["agent"] == "fresh"]
+    for some, style, color, label in ((own, "o-", "tab:red", "evaluation"), (fresh, "*", "tab:blue", "a fresh policy")):
+        if some:
+            tracks = " or ".join(str(n) for n in sorted({p["n"] for p in some}))
+            minutes, means = [p["minutes"] for p in some], [p["mean"] for p in some]
+            axes.plot(minutes, means, style, color=color, markersize=5, label=f"{label}, {tracks} tracks")
     axes.set(xlabel="minutes of training", ylabel="real return", ylim=(-120, 970), xlim=(0, None))
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
