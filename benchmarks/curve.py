@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def curve(lines: list[dict[str, Any]], window: int) -> dict[str, Any]:
-    """Evaluations (greedy, selection tracks, averaged weights), those of fresh policies marked `relearned`; the last two,
+    """Evaluations (greedy, selection tracks, averaged weights), of fresh policies marked `relearned`; the last two,
     which choose the agent, on other tracks (`final`); the moving mean of training episodes (sampled)."""
     kept = ("minutes", "frames", "updates", "mean", "std", "median", "n", "returns", "relearned", "agent")
     judged = {
