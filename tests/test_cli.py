@@ -18,6 +18,7 @@ import worldmodel
 from worldmodel import storage
 from worldmodel.cli import main
 from worldmodel.config import PRESETS, TRACKS
+from worldmodel.train.schedule import Pace
 
 ROOT = Path(worldmodel.__file__).parents[1]
 TINY = [
@@ -311,7 +312,7 @@ def test_interrupted_training_is_told_by_the_exit_code(
 
     from worldmodel.train import loop
 
-    monkeypatch.setattr(loop, "measure", lambda *_: os.kill(os.getpid(), signal.SIGINT) or (0.01, 0.001))
+    monkeypatch.setattr(loop, "measure", lambda *_: os.kill(os.getpid(), signal.SIGINT) or Pace(0.01, 0.001))
     assert main(["train", "debug", "--out", str(tmp_path), "--json", *TINY]) == 130
     result = last(capsys.readouterr().out)
     assert result["exit_code"] == 130 and not result["finished"]

@@ -125,6 +125,9 @@ class PolicyConfig:
     kind: Literal["actor-critic", "evolution"] = "actor-critic"
     """`actor-critic`: DreamerV3's, set up here; `evolution`: a linear controller found by CMA-ES (World Models 2018),
     set up in `evolution`, for which nothing but `temperature` of this section counts."""
+    every: int = 1
+    """Updates of the world for one of the policy (DreamerV3: 1). A policy needs far fewer than its world does, and more
+    only teach it where the dream errs."""
     members: int = 1
     """Actor-critics that learn apart, each from as many dreams, and act by their mean (ours; DreamerV3: 1)."""
     units: int = 256

@@ -26,6 +26,7 @@ from worldmodel.policies.evolution import population_returns
 from worldmodel.train.clock import Clock
 from worldmodel.train.dreamer import Dreamer
 from worldmodel.train.learner import learner
+from worldmodel.train.schedule import Pace
 from worldmodel.train.world_models import WorldModels
 
 SMALL = WorldModelsConfig(latent=6, depth=4, tokens=16, memory=16, mixtures=3, units=16, bins=41)
@@ -326,7 +327,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tiny run."""
     out = tmp_path_factory.mktemp("runs") / "evolved"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worldmodel.train.loop.measure", lambda *_: (0.01, 0.001))
+        patch.setattr("worldmodel.train.loop.measure", lambda *_: Pace(0.01, 0.001))
         config = evolving("test/CorridorBoth-v0", updates=6, eval_minutes=60.0)
         with opened(config, out, Told()) as running:
             running.train()
