@@ -125,9 +125,6 @@ class PolicyConfig:
     kind: Literal["actor-critic", "evolution"] = "actor-critic"
     """`actor-critic`: DreamerV3's, set up here; `evolution`: a linear controller found by CMA-ES (World Models 2018),
     set up in `evolution`, for which nothing but `temperature` of this section counts."""
-    every: int = 1
-    """Updates of the world for one of the policy (DreamerV3: 1). A policy needs far fewer than its world does, and more
-    only teach it where the dream errs."""
     members: int = 1
     """Actor-critics that learn apart, each from as many dreams, and act by their mean (ours; DreamerV3: 1)."""
     units: int = 256
@@ -330,19 +327,9 @@ PRESETS: dict[str, Config] = {
     "100m": size(6144),
     "200m": size(8192),
 }
-"""Named configurations: `carracing` is the main job, `carracing-fast` a decent driver in 20 minutes, `small` the main
-job's size for any task, `debug` runs in seconds, those named by a size are DreamerV3's; `world-models` is the main job
+"""Named configurations: `carracing` is the main job, `small` the main job's size for any task, `debug` runs in seconds, those named by a size are DreamerV3's; `world-models` is the main job
 with the other world, `world-models-cma` that with a controller that CMA-ES evolves, and `world-models-2018` the latter
 in the frozen regime with the published sizes."""
-PRESETS["carracing-fast"] = replace(
-    PRESETS["carracing"],
-    policy=replace(PRESETS["carracing"].policy, every=2),
-    train_every=8.0,
-    minutes=16.5,
-    relearn_times=1,
-    relearn_members=2,
-    eval_minutes=5.0,
-)
 PRESETS["world-models"] = replace(PRESETS["carracing"], world=WorldConfig(kind="vae-mdn-rnn"))
 # Without averaged weights: the controller that is judged meets the very world that it evolved in.
 PRESETS["world-models-cma"] = replace(

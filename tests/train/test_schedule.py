@@ -178,24 +178,6 @@ def test_measure_takes_what_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(updates) == 5 and made == (1 / 4, 1 / 10, 0.0)
 
 
-def test_a_policy_that_learns_from_every_third_update_is_a_third_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each update takes 5 s of this clock, 2 of them in the dream."""
-    clock = [0.0]
-    monkeypatch.setattr(schedule.time, "perf_counter", lambda: clock[0])
-
-    def update(self: Learner, batch: Any) -> None:
-        clock[0] += 3
-        with self.clock("dream"):
-            clock[0] += 2
-
-    monkeypatch.setattr(Learner, "update", update)
-    config = tiny()
-    for every in (1, 3):
-        now = dataclasses.replace(config, policy=dataclasses.replace(config.policy, every=every))
-        made = measure(now, Spaces.of(make(config.env)), "cpu", updates=2, steps=10)
-        assert made.dream == 2 and made.update == pytest.approx(3 + 2 / every)
-
-
 @pytest.mark.parametrize("env", ["worldmodel/Corridor-v0", "test/CorridorBoth-v0"])
 def test_random_batch_has_the_shapes_of_a_real_one(env: str) -> None:
     from worldmodel.replay import Replay

@@ -31,8 +31,6 @@ class Dreamer(Learner):
         return f"actor: imagined trajectories only; critic: these, and a replay value loss of {weight:g}"
 
     def _teach_policy(self, batch: Batch, states: Tensor, progress: float) -> dict[str, Tensor]:
-        if not self._due():
-            return {}
         start = self._starts(states, batch.is_terminal)
         metrics = learn_in_dream(self.dreamed, self.agent.policy, start, progress)
         if self.config.policy.replay_value:
@@ -43,12 +41,7 @@ class Dreamer(Learner):
         return list(self.agent.policy.buffers())
 
     def _stepped(self) -> None:
-        if self._due():
-            self.agent.policy.update_slow()
-
-    def _due(self) -> bool:
-        """Whether the update under way teaches the policy as well."""
-        return self.updates % self.config.policy.every == 0
+        self.agent.policy.update_slow()
 
     def _starts(self, states: Tensor, is_terminal: Tensor) -> Tensor:
         """Where dreams begin: states (N, S) of the batch, without those where the episode is over; as many for every

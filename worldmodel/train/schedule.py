@@ -132,18 +132,17 @@ def measure(config: Config, spaces: Spaces, device: str, updates: int = 3, steps
 
 
 def _update_seconds(config: Config, spaces: Spaces, device: str, updates: int) -> tuple[float, float]:
-    """Of an average update, and of the policy's half of one that teaches it."""
-    clock, always = Clock(), dataclasses.replace(config.policy, every=1)
-    now = dataclasses.replace(config, policy=always, pretrain=2**31)  # and no round of evolution
-    taught = learner(now, spaces, device, clock)
+    """Of a whole update, and of its policy's half."""
+    clock = Clock()
+    taught = learner(dataclasses.replace(config, pretrain=2**31), spaces, device, clock)  # no round of evolution now
     batch = random_batch(config, spaces, taught.agent.world.width, device)
     taught.update(batch)
     clock.seconds.clear()
     start = time.perf_counter()
     for _ in range(updates):
         taught.update(batch)
-    whole, dream = (time.perf_counter() - start) / updates, clock.seconds["dream"] / updates
-    return whole - dream * (1 - 1 / config.policy.every) + taught.now_and_then(), dream
+    whole = (time.perf_counter() - start) / updates
+    return whole + taught.now_and_then(), clock.seconds["dream"] / updates
 
 
 def _step_seconds(config: Config, steps: int) -> float:
