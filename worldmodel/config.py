@@ -327,9 +327,9 @@ PRESETS: dict[str, Config] = {
     "100m": size(6144),
     "200m": size(8192),
 }
-"""Named configurations: `carracing` is the main job, `small` the main job's size for any task, `debug` runs in seconds, those named by a size are DreamerV3's; `world-models` is the main job
-with the other world, `world-models-cma` that with a controller that CMA-ES evolves, and `world-models-2018` the latter
-in the frozen regime with the published sizes."""
+"""Named configurations: `carracing` is the main job, `small` the main job's size for any task, `debug` runs in seconds,
+those named by a size are DreamerV3's; `world-models` is the main job with the other world, `world-models-cma` that with
+a controller that CMA-ES evolves, and `world-models-2018` the latter in the frozen regime with the published sizes."""
 PRESETS["world-models"] = replace(PRESETS["carracing"], world=WorldConfig(kind="vae-mdn-rnn"))
 # Without averaged weights: the controller that is judged meets the very world that it evolved in.
 PRESETS["world-models-cma"] = replace(
