@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
     parser.add_argument("--seeds", type=int, nargs="+", default=(1,))
     parser.add_argument("--updates", type=int, default=1000, help="of every policy")
+    parser.add_argument("--members", type=int, default=1, help="of a policy that learns; more act by their mean")
     parser.add_argument("--per-episode", type=int, default=64, help="states of a real episode that dreams start from")
     parser.add_argument("--horizon", type=int, default=50, help="agent steps of the dreams that judge")
     parser.add_argument("--episodes", type=int, default=20, help="real episodes that judge, on the selection tracks")
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table here")
     args = parser.parse_args()
     began = time.perf_counter()
-    stage = prepare(args.run, args.per_episode, args.horizon, args.episodes)
+    stage = prepare(args.run, args.per_episode, args.horizon, args.episodes, args.members)
     print(f"{len(stage.starts)} states to dream from, in {time.perf_counter() - began:.0f} s", flush=True)
     result = begin(args.json, stage, args.updates, args.per_episode)
     done = {(row["policy"], row["temperature"], row["seed"]) for row in result["rows"]}
@@ -96,7 +97,7 @@ class Stage:
     episodes: int
 
 
-def prepare(run: Path, per_episode: int, horizon: int, episodes: int) -> Stage:
+def prepare(run: Path, per_episode: int, horizon: int, episodes: int, members: int = 1) -> Stage:
     """Opens the run, which is only read."""
     agent = worldmodel.load(run)
     seen = look_back(agent, remembered(run), math.inf, per_episode)
@@ -105,7 +106,7 @@ def prepare(run: Path, per_episode: int, horizon: int, episodes: int) -> Stage:
     held = torch.from_numpy(seen.age % HELD_OUT == HELD_OUT - 1)
     judged_from = seen.states[held]
     # The critic's loss on replayed rewards is not one in dreams: it is left out, and the table says so.
-    policy = replace(agent.config.policy, replay_value=0.0)
+    policy = replace(agent.config.policy, replay_value=0.0, members=members)
     config = replace(agent.config, precision=fast_precision(str(agent.device)), policy=policy)
     precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     world = build(config, agent.spaces, precision).to(agent.device).world
@@ -120,8 +121,9 @@ def begin(path: Path | None, stage: Stage, updates: int, per_episode: int) -> di
     p, o = stage.config.policy, stage.config.optim
     facts = {
         "settings": {
-            "updates": updates, "dreams": p.starts, "learned_horizon": p.horizon, "discount": p.discount,
-            "final_discount": p.final_discount, "entropy": p.entropy, "policy_lr": o.policy_lr, "decay": o.decay,
+            "updates": updates, "members": p.members, "dreams": p.starts, "learned_horizon": p.horizon,
+            "discount": p.discount, "final_discount": p.final_discount, "entropy": p.entropy,
+            "policy_lr": o.policy_lr, "decay": o.decay,
             "precision": stage.config.precision, "replay_value_of_the_run": stage.agent.config.policy.replay_value,
             "per_episode": per_episode, "horizon": stage.horizon, "episodes": stage.episodes, "mode": "mode",
             "tracks": TRACKS["select"],

@@ -131,7 +131,7 @@ def test_a_committee_is_kept_and_drives_after_loading(tmp_path: Path, judge: Jud
 # -- in mid-run -------------------------------------------------------------------------------------------------------
 
 MIDWAY = dict(updates=4, eval_episodes=1, eval_minutes=1e-9, relearn=2, relearn_times=2)
-"""Judged all the time; one renewal after update 3 (three quarters) on, and the policy at the end."""
+"""Judged all the time; one renewal after update 3 (three quarters), and the policy at the end."""
 
 
 @pytest.fixture

@@ -42,7 +42,8 @@ class Plan:
     step_seconds: float
     """Seconds of one agent step in the real environment."""
     minutes: float
-    """Of everything: acting, learning, and being judged, the last time after the budget is used up."""
+    """Of acting, learning, and being judged, the last time after the budget is used up; what judges fresh policies is
+    not counted."""
     evaluations: int
     evaluation_seconds: float
     relearning: float
