@@ -149,6 +149,7 @@ class Judging:
         def note(update: int, metrics: dict[str, Tensor]) -> None:
             if run.stopped:
                 raise _StoppedError
+            run.progress.relearned(update, run.config.relearn)
             if update % 100 == 0:
                 run.log.write("relearn", update, {name: float(value) for name, value in metrics.items()})
 

@@ -120,10 +120,9 @@ class Learner:
 
     def _check_gradients(self) -> None:
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        named = [(name, p.grad) for name, p in zip(self.names, params, strict=True) if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm([grad for _, grad in named]))
+        norms = torch.stack(torch._foreach_norm([p.grad for p in params]))
         if not torch.isfinite(norms).all():
-            bad = [name for (name, _), norm in zip(named, norms, strict=True) if not torch.isfinite(norm)]
+            bad = [name for name, norm in zip(self.names, norms, strict=True) if not torch.isfinite(norm)]
             raise NumericalError(
                 f"gradient of {bad[0]} not finite at update {self.updates}, and of {len(bad) - 1} more"
             )

@@ -48,6 +48,11 @@ class Progress:
         """A fresh policy begins to learn in the world that the run leaves."""
         self._interlude(f"a fresh policy learns in the dreams of this world: {updates:,} updates ...")
 
+    def relearned(self, done: int, updates: int) -> None:
+        """It has learned from `done` of its updates; shown at a bearable rate."""
+        if self._rested():
+            self._interlude(f"a fresh policy learns: {done:,} of {updates:,} updates")
+
     def _interlude(self, line: str) -> None:
         if self.live:
             self.live.update(Text(line), refresh=True)
@@ -60,15 +65,21 @@ class Progress:
 
     def update(self, status: dict[str, Any]) -> None:
         """Called as often as you like; shows the newest state, at a bearable rate."""
-        now = time.perf_counter()
-        if now - self.said < (0.25 if self.live else PLAIN_SECONDS):
+        if not self._rested():
             return
-        self.said = now
         line = describe(status, self.score, self.best)
         if self.live:
             self.live.update(Text(line))
         else:
             self.console.print(line, markup=False, soft_wrap=True)
+
+    def _rested(self) -> bool:
+        """Whether it is time for another line."""
+        now = time.perf_counter()
+        if now - self.said < (0.25 if self.live else PLAIN_SECONDS):
+            return False
+        self.said = now
+        return True
 
     def finish(self) -> None:
         """The run has ended, one way or another."""

@@ -60,7 +60,8 @@ class Plan:
         hours = f"{self.minutes / 60:.1f} h" if self.minutes >= 90 else f"{self.minutes:.0f} min"
         time = hours if self.minutes >= 2 else f"{self.minutes * 60:.0f} s"
         judged = f"{self.evaluations:,} evaluations of up to {self.evaluation_seconds:.0f} s; "
-        relearned = f"fresh policies learn for {self.relearning:.0f} min; " if self.relearning else ""
+        spent = f"{self.relearning:.0f} min" if self.relearning >= 2 else f"{self.relearning * 60:.0f} s"
+        relearned = f"fresh policies learn for {spent}; " if self.relearning else ""
         replayed = f"each step is replayed {self.replays:.0f} times"
         return (
             f"{time} expected on this machine, ended by --{self.limit}: {self.frames:,} environment frames = "
