@@ -1,4 +1,4 @@
-"""Makes the agent that ships: half-precision weights, judged as they ship, with card, starts of dreams and pictures.
+"""Makes the agent that ships: half-precision weights, judged as they ship, with card, starts of dreams and films.
 
 python -m benchmarks.release runs/carracing --agent checkpoints/carracing --report benchmarks/carracing/report.json \
     --images docs/images
@@ -16,7 +16,7 @@ import worldmodel
 from worldmodel import storage
 from worldmodel.config import TRACKS
 from worldmodel.envs.starts import collect_starts
-from worldmodel.eval.films import dream_films, side_by_side_video
+from worldmodel.eval.films import dream_films, drive_video, side_by_side_video
 from worldmodel.eval.real import evaluate
 from worldmodel.eval.recording import record
 
@@ -27,7 +27,7 @@ STEPS, EVERY = 110, 25
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run folder, or an agent folder")
-    parser.add_argument("--agent", type=Path, required=True, help="folder of the released agent")
+    parser.add_argument("--agent", type=Path, required=True, help="folder of the released agent, and of its films")
     parser.add_argument("--report", type=Path, required=True, help="write all scores here")
     parser.add_argument("--images", type=Path, help="put film and strip for the README here")
     parser.add_argument("--episodes", type=int, default=100)
@@ -46,20 +46,21 @@ def main() -> None:
     report["tracks"] = [seeds.start, seeds.stop - 1]
     agent.save(args.agent, agent.card | {"report": report}, dtype=torch.float16)
     print(result)
-    if args.images:
-        picture(agent, args.images)
+    films(agent, args.agent / "films", args.env, args.images)
 
 
-def picture(agent: worldmodel.agent.Agent, folder: Path) -> None:
-    """`dream.gif`, truth beside dream, and `strip.png` of the first report track."""
-    films = dream_films(agent, folder / "films", TRACKS["report"])
-    strip = next(Path(path) for path in films["files"] if path.endswith(".png"))
-    strip.replace(folder / "strip.png")
-    for path in films["files"]:
-        Path(path).unlink(missing_ok=True)
-    (folder / "films").rmdir()
-    episode = record(agent, TRACKS["report"], steps=40 + STEPS)
-    side_by_side_video(agent, folder / "dream.gif", episode, EVERY, start=40)
+def films(agent: worldmodel.agent.Agent, folder: Path, env_id: str, images: Path | None = None) -> None:
+    """Of the first report track: `drive.mp4`, the real drive, and `openloop.mp4`, truth beside dream. For the README,
+    in `images`: `dream.gif`, a dream that looks at reality now and then, and `strip.png`."""
+    seed = TRACKS["report"]
+    made = {path.name: path for path in map(Path, dream_films(agent, folder, seed)["files"])}
+    made.pop(f"openloop-{seed}.mp4").replace(folder / "openloop.mp4")
+    drive_video(agent, folder / "drive.mp4", seed, rendered=True, env_id=env_id)
+    if images:
+        made.pop(f"strip-{seed}.png").replace(images / "strip.png")
+        side_by_side_video(agent, images / "dream.gif", record(agent, seed, steps=40 + STEPS), EVERY, start=40)
+    for path in made.values():
+        path.unlink()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from worldmodel import storage
 from worldmodel.config import Config, from_dict, to_dict
 from worldmodel.envs import Spaces, make, wrap
 from worldmodel.envs.car_score import score_vector
+from worldmodel.envs.car_tiles import brighten_tiles
 from worldmodel.envs.starts import FILE as STARTS
 from worldmodel.envs.starts import Starts
 from worldmodel.envs.thermometer import thermometer
@@ -95,6 +96,8 @@ class Agent:
 
     def _canonical(self, obs: Any, is_first: bool) -> dict[str, np.ndarray]:
         env = self.config.env
+        if not isinstance(obs, dict) and env.see_tiles:
+            obs = brighten_tiles(np.asarray(obs))
         if not isinstance(obs, dict) and env.read_score:
             obs = {"image": obs, "score": score_vector(np.asarray(obs))}
         if not isinstance(obs, dict):
