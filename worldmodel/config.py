@@ -303,6 +303,8 @@ PRESETS: dict[str, Config] = {
         policy=PolicyConfig(final_discount=0.998, final_entropy=1e-4, replay_value=1.0),
         optim=OptimConfig(policy_lr=3e-4, decay=0.3),
         minutes=53.0,
+        frames=100_000,
+        train_every=2.4,
         relearn=1000,
         relearn_times=3,
         relearn_members=3,
@@ -329,9 +331,11 @@ PRESETS: dict[str, Config] = {
     "100m": size(6144),
     "200m": size(8192),
 }
-"""Named configurations: `carracing` is the main job, `small` the main job's size for any task, `debug` runs in seconds,
-those named by a size are DreamerV3's; `world-models` is the main job with the other world, `world-models-cma` that with
-a controller that CMA-ES evolves, and `world-models-2018` the latter in the frozen regime with the published sizes."""
+"""Named configurations: `carracing` is the main job, `carracing-fast` a third of it, `small` its size for any task,
+`debug` runs in seconds, those named by a size are DreamerV3's; `world-models` is the main job with the other world,
+`world-models-cma` that with a controller that CMA-ES evolves, and `world-models-2018` the latter in the frozen regime
+with the published sizes."""
+PRESETS["carracing-fast"] = replace(PRESETS["carracing"], minutes=18.0, relearn=0, relearn_times=1, eval_minutes=4.5)
 PRESETS["world-models"] = replace(PRESETS["carracing"], world=WorldConfig(kind="vae-mdn-rnn"))
 # Without averaged weights: the controller that is judged meets the very world that it evolved in.
 PRESETS["world-models-cma"] = replace(
@@ -355,6 +359,7 @@ PRESETS["world-models-2018"] = replace(
     pretrain=3000,
     train_every=0.0,
     minutes=300.0,
+    frames=0,
     eval_minutes=20.0,
 )
 

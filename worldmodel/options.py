@@ -15,9 +15,9 @@ from worldmodel.config import Config
 class Train:
     """Learn a world model from real episodes, and a policy inside its dreams. An existing run is resumed.
 
-    PRESET, before the options, is carracing (the default), small (any task), debug, a size of DreamerV3 (1m, 12m, 25m
-    ... 200m), or world-models, world-models-cma, world-models-2018: the other world, with another policy, in the
-    original's regime.
+    PRESET, before the options, is carracing (the default), carracing-fast (20 minutes), small (any task), debug, a
+    size of DreamerV3 (1m, 12m, 25m ... 200m), or world-models, world-models-cma, world-models-2018: the other world,
+    with another policy, in the original's regime.
     """
 
     out: Path
