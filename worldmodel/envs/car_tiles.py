@@ -3,6 +3,8 @@
 Two tiles out of three are drawn a shade lighter than the road, until a wheel touches them and pays their reward. So
 every picture tells which tiles are still to come, which were touched, and which were missed and stay behind, but in
 differences of 2 to 5 levels of 255, which a model that learns pictures by their squared error never sees.
+
+The third tile, which looks like a visited one, is recognised by its neighbours: the gap between them is closed.
 """
 
 from __future__ import annotations
@@ -13,13 +15,12 @@ import numpy as np
 from worldmodel.envs.car_score import ROWS, SIDE
 from worldmodel.errors import UsageError
 
-ROAD, LIGHTER, LIGHTEST = 100, 102, 106
-"""Levels in the picture of a visited tile and of the lightest unvisited ones."""
+ROAD, LIGHTER, LIGHTEST = 100, 101, 106
+"""Levels in the picture: of visited road, and of the unvisited tiles that are lighter."""
 DARK, BRIGHT = 60, 140
 """Levels that replace them."""
-
-_LEVELS = np.arange(256, dtype=np.uint8)
-_LEVELS[ROAD : LIGHTEST + 1] = np.interp(np.arange(ROAD, LIGHTEST + 1), [ROAD, LIGHTER], [DARK, BRIGHT])
+GAP = 4
+"""Half of the widest gap that is closed, in pixels: a tile is 5 to 6 pixels long, in a bend up to 8."""
 
 
 class SeeTiles(gym.ObservationWrapper):
@@ -39,11 +40,22 @@ class SeeTiles(gym.ObservationWrapper):
 
 
 def brighten_tiles(picture: np.ndarray) -> np.ndarray:
-    """A copy of `picture` (96, 96, 3) uint8 in which the road is dark, and bright where an unvisited tile is drawn
-    lighter than it (two tiles out of three are). A function of this one picture; nothing is added to it."""
+    """A copy of `picture` (96, 96, 3) uint8 in which visited road is dark and unvisited road is bright. A function of
+    this one picture; nothing is added to it."""
     out = picture.copy()
     view = out[: ROWS.start]
     red, green, blue = view[..., 0], view[..., 1], view[..., 2]
-    grey = (red == green) & (green == blue)
-    view[grey] = _LEVELS[view[grey]]
+    road = (red == green) & (green == blue) & (red >= ROAD) & (red <= LIGHTEST)
+    unvisited = ~_spread(~_spread(road & (red >= LIGHTER)))  # closed: first wider, then narrower again
+    view[road] = DARK
+    view[road & unvisited] = BRIGHT
     return out
+
+
+def _spread(mask: np.ndarray) -> np.ndarray:
+    """Where a square of 2 `GAP` + 1 pixels around meets `mask` (H, W) bool."""
+    for axis in (0, 1):
+        padded = np.pad(mask, [(GAP, GAP) if a == axis else (0, 0) for a in (0, 1)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * GAP + 1, axis)
+        mask = windows.any(-1)
+    return mask
