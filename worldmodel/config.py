@@ -140,6 +140,9 @@ class PolicyConfig:
     exploit (Ha and Schmidhuber 2018); DreamerV3: 1."""
     starts: int = 256
     """Posterior states, sampled from the batch, from which imagination starts; 0 takes all (DreamerV3)."""
+    rollouts: int = 1
+    """Dreams from each of these, with the same luck; of several, each one's baseline is how much better than the critic
+    expected the others were (leave-one-out: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!")."""
     discount: float = 0.99
     """Discount per agent step; 1/(1-discount) = 100 agent steps (prototype; DreamerV3: 0.997)."""
     final_discount: float = 0.0

@@ -209,7 +209,12 @@ def test_dreams_follow_the_policy_and_teach_it(gradient: str, monkeypatch: pytes
     monkeypatch.setattr(module, "dream", lambda *args: seen.append((args, dream(*args))) or seen[-1][1])
     made.update(experience(made))
     ((world, start, act, horizon), told) = seen[0]
-    assert len(seen) == 1 and world is made.agent.world and act == made.agent.policy.act_apart and horizon == 7
+    assert len(seen) == 1 and world is made.agent.world and horizon == 7
+    looked = made.agent.world.features(start)
+    torch.manual_seed(1)
+    expected = made.agent.policy.act_apart(looked)
+    torch.manual_seed(1)
+    assert torch.equal(act(looked), expected)
     assert told.states.shape == (8, len(start), world.width)
     assert told.states.requires_grad == (gradient == "dynamics") and not start.requires_grad
 
@@ -227,6 +232,28 @@ def test_every_member_of_a_committee_gets_as_many_dreams(starts: int, monkeypatc
         assert {f"live.policy.members.{member}.{net}.0.0.weight" for net in ("actor", "critic", "slow_critic")} <= (
             changed(before, made.tensors())
         )
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_rollouts_of_a_start_differ_by_what_the_policy_does_not_by_luck(
+    members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dreamer(policy={"members": members, "starts": 3, "rollouts": 4, "horizon": 5})
+    seen = []
+    monkeypatch.setattr(module, "dream", lambda *args: seen.append(dream(*args)) or seen[-1])
+    made.update(experience(made))
+    told = seen[0].states.unflatten(1, (members, 4, 3))  # a member's first copies of all starts, then the second
+    assert torch.equal(told[0], told[0, :, :1].expand_as(told[0]))
+    actions = seen[0].actions.unflatten(1, (members, 4, 3))
+    assert len({tuple(row) for row in actions[0].flatten(0, 2).tolist()}) == members * 12
+
+    def always(member: object, features: Tensor) -> Tensor:
+        return torch.zeros(len(features), ACTIONS)
+
+    monkeypatch.setattr(type(made.agent.policy), "act_apart", always)
+    made.update(experience(made))
+    told = seen[1].states.unflatten(1, (members, 4, 3))
+    assert torch.equal(told, told[:, :, :1].expand_as(told)) and not torch.equal(told[1, 0, 0, 0], told[1, 0, 0, 1])
 
 
 @pytest.mark.parametrize("temperature", [0.01, 5.0])

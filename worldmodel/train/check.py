@@ -18,7 +18,8 @@ INTERVALS = {
     "world_models.units world_models.vector_layers "
     "evolution.starts evolution.horizon evolution.every evolution.generations "
     "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
-    "world.classes world.units world.depth world.tokens policy.members policy.units policy.horizon "
+    "world.classes world.units world.depth world.tokens policy.members policy.rollouts policy.units "
+    "policy.horizon "
     "replay.batch replay.length relearn_times relearn_members",
     "[3, inf)": "world.bins world_models.bins policy.bins",
     "[4, inf)": "evolution.population",
@@ -65,6 +66,11 @@ def check(config: Config) -> None:
     if config.policy.min_std > config.policy.max_std:
         low, high = config.policy.min_std, config.policy.max_std
         raise UsageError(f"--policy.min-std {low} must not be above --policy.max-std {high}")
+    if config.policy.rollouts > 1 and config.policy.gradient == "dynamics":
+        raise UsageError(
+            f"--policy.rollouts {config.policy.rollouts} give a baseline, and --policy.gradient dynamics has none: "
+            "set it to 1"
+        )
     if config.relearn and config.policy.kind != "actor-critic":
         raise UsageError("--relearn teaches a fresh actor-critic: leave it at 0 with another --policy.kind")
     if config.relearn and not config.eval_minutes:

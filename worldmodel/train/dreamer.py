@@ -16,6 +16,7 @@ from worldmodel.config import PolicyConfig
 from worldmodel.models.base import Batch, WorldModel, dream
 from worldmodel.policies.actor_critic import ActorCritic
 from worldmodel.policies.committee import Committee
+from worldmodel.randomness import TiledNoise
 from worldmodel.returns import moving, moving_discount
 from worldmodel.train.learner import Learner
 
@@ -68,18 +69,22 @@ def learn_in_dream(
     """Gradients of `policy` from one dream in `world`, whose own gradients stay as they are; returns its metrics.
 
     Args:
-        world: as it is dreamed, at its temperature. start: (N, S). progress: of the run (0 to 1), along which discount
-            and entropy bonus may move.
+        world: as it is dreamed, at its temperature. start: (N, S), in equal parts for the members of a committee.
+            progress: of the run (0 to 1), along which discount and entropy bonus may move.
     """
-    discount, bonus = _moved(policy.config, progress)
-    through = policy.config.gradient == "dynamics"
+    c = policy.config
+    discount, bonus = _moved(c, progress)
+    through = c.gradient == "dynamics"
+    rivals = start.unflatten(0, (c.members, -1)).repeat(1, c.rollouts, 1).flatten(0, 1)
     # One autocast around the whole dream: weights are converted once, not once a step.
     cast = torch.autocast(start.device.type, policy.precision, enabled=policy.precision != torch.float32)
     taught = [p for p in world.parameters() if p.requires_grad] if through else []
     for p in taught:  # the actor may learn through the dynamics; the world never learns from it
         p.requires_grad_(False)
-    with torch.set_grad_enabled(through), cast:
-        imagined = dream(world, start, policy.act_apart, policy.config.horizon)
+    # The rollouts of a start differ by what the policy does, not by luck.
+    copies = c.members * c.rollouts if c.rollouts > 1 else 1
+    with torch.set_grad_enabled(through), cast, TiledNoise(copies, len(rivals) // copies) as noise:
+        imagined = dream(world, rivals, noise.apart(policy.act_apart), c.horizon)
     loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus)
     loss.backward()
     for p in taught:
