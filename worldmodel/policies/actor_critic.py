@@ -72,8 +72,9 @@ class ActorCritic(Policy):
             learns    a_0, v_0 from R_0 ...   up to a_{H-1}, v_{H-1} from R_{H-1}; s_H only bootstraps
 
         Args:
-            dream: horizon H, batch B; of several rollouts, copy after copy of the same starts. features: (H + 1, B, F) of its states; attached to the world's graph only where
-                the actor learns through the dynamics. discount, entropy_bonus: in place of the configured ones.
+            dream: horizon H, batch B; of several rollouts, copy after copy of the same starts. features: (H + 1, B, F)
+                of its states; attached to the world's graph only where the actor learns through the dynamics.
+                discount, entropy_bonus: in place of the configured ones.
 
         Returns: (loss (), metrics name -> ()).
         """
@@ -156,8 +157,8 @@ class ActorCritic(Policy):
 
 
 def mean_of_others(values: Tensor, copies: int) -> Tensor:
-    """For every trajectory of `values` (H, copies x N), copy after copy, the mean over the other copies (H, copies x N):
-    a baseline that its own actions do not move, so that gradients stay unbiased."""
+    """The mean over the other copies, for every trajectory of `values` (H, copies x N), copy after copy: a baseline
+    that its own actions do not move, so that gradients stay unbiased."""
     groups = values.unflatten(1, (copies, -1))
     return ((groups.sum(1, keepdim=True) - groups) / (copies - 1)).flatten(1, 2)
 
