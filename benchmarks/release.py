@@ -57,6 +57,7 @@ def films(agent: worldmodel.agent.Agent, folder: Path, env_id: str, images: Path
     made.pop(f"openloop-{seed}.mp4").replace(folder / "openloop.mp4")
     drive_video(agent, folder / "drive.mp4", seed, rendered=True, env_id=env_id)
     if images:
+        images.mkdir(parents=True, exist_ok=True)
         made.pop(f"strip-{seed}.png").replace(images / "strip.png")
         side_by_side_video(agent, images / "dream.gif", record(agent, seed, steps=40 + STEPS), EVERY, start=40)
     for path in made.values():

@@ -12,8 +12,7 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 
-from worldmodel.envs.car_score import ROWS, SIDE
-from worldmodel.errors import UsageError
+from worldmodel.envs.car_score import ROWS, check_picture
 
 ROAD, LIGHTER, LIGHTEST = 100, 101, 106
 """Levels in the picture: of visited road, and of the unvisited tiles that are lighter."""
@@ -31,9 +30,7 @@ class SeeTiles(gym.ObservationWrapper):
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        if env.observation_space.shape != (SIDE, SIDE, 3):
-            raise UsageError(f"see_tiles looks at CarRacing's {SIDE} x {SIDE} pictures, not {env.observation_space}: "
-                             "leave --env.see-tiles off")  # fmt: skip
+        check_picture(env, "see-tiles")
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
         return brighten_tiles(observation)

@@ -19,8 +19,7 @@ INTERVALS = {
     "evolution.starts evolution.horizon evolution.every evolution.generations "
     "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
     "world.classes world.units world.depth world.tokens policy.members policy.rollouts policy.units "
-    "policy.horizon "
-    "replay.batch replay.length relearn_times relearn_members",
+    "policy.horizon replay.batch replay.length relearn_times relearn_members",
     "[3, inf)": "world.bins world_models.bins policy.bins",
     "[4, inf)": "evolution.population",
     "(0, inf)": "evolution.sigma policy.min_std policy.max_std optim.world_lr optim.policy_lr optim.agc optim.eps "
