@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -46,22 +48,28 @@ def main() -> None:
     report["tracks"] = [seeds.start, seeds.stop - 1]
     agent.save(args.agent, agent.card | {"report": report}, dtype=torch.float16)
     print(result)
-    films(agent, args.agent / "films", args.env, args.images)
+    add_films(args.agent, films(agent, args.env, args.images))
 
 
-def films(agent: worldmodel.agent.Agent, folder: Path, env_id: str, images: Path | None = None) -> None:
+def films(agent: worldmodel.agent.Agent, env_id: str, images: Path | None = None) -> dict[str, bytes]:
     """Of the first report track: `drive.mp4`, the real drive, and `openloop.mp4`, truth beside dream. For the README,
     in `images`: `dream.gif`, a dream that looks at reality now and then, and `strip.png`."""
     seed = TRACKS["report"]
-    made = {path.name: path for path in map(Path, dream_films(agent, folder, seed)["files"])}
-    made.pop(f"openloop-{seed}.mp4").replace(folder / "openloop.mp4")
-    drive_video(agent, folder / "drive.mp4", seed, rendered=True, env_id=env_id)
-    if images:
-        images.mkdir(parents=True, exist_ok=True)
-        made.pop(f"strip-{seed}.png").replace(images / "strip.png")
-        side_by_side_video(agent, images / "dream.gif", record(agent, seed, steps=40 + STEPS), EVERY, start=40)
-    for path in made.values():
-        path.unlink()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        dream_films(agent, folder, seed)
+        drive_video(agent, folder / "drive.mp4", seed, rendered=True, env_id=env_id)
+        if images:
+            images.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / f"strip-{seed}.png", images / "strip.png")
+            side_by_side_video(agent, images / "dream.gif", record(agent, seed, steps=40 + STEPS), EVERY, start=40)
+        files = {"drive.mp4": folder / "drive.mp4", "openloop.mp4": folder / f"openloop-{seed}.mp4"}
+        return {name: path.read_bytes() for name, path in files.items()}
+
+
+def add_films(agent: Path, made: dict[str, bytes]) -> None:
+    """Puts them into the agent's folder, and into its manifest."""
+    storage.write_folder(agent, storage.read_folder(agent) | made)
 
 
 if __name__ == "__main__":
