@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import ACTIONS, SEEN, agent, config, expect_equal, observation
+from tiny import ACTIONS, SEEN, agent, config, expect_equal, observation, shake
 
 import worldmodel
 import worldmodel.agent as module
@@ -17,6 +17,7 @@ from worldmodel import storage
 from worldmodel.agent import Agent, build
 from worldmodel.envs import Spaces
 from worldmodel.errors import CorruptError, UsageError
+from worldmodel.randomness import RowNoise, generator
 
 
 def arrays(seen: str, *leading: int) -> dict[str, np.ndarray]:
@@ -62,6 +63,54 @@ def test_greedy_actions_are_the_mode(discrete: bool, noiseless: None) -> None:
     np.testing.assert_array_equal(first, expected)
     made.start(8)
     np.testing.assert_array_equal(made.step(obs, np.ones(8, bool)), first)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_beliefs_are_averaged_or_put_to_the_vote_and_one_of_them_is_remembered(discrete: bool) -> None:
+    made = agent("both", discrete, policy={"beliefs": 5})
+    shake(made.policy, 2.0)
+    made.start(6)
+    made.step(arrays("both", 6), np.ones(6, bool))
+    before, taken, obs = made.state, made.action, observation("both", 6)
+    torch.manual_seed(4)
+    actions = made.step({name: value.numpy() for name, value in obs.items()}, np.zeros(6, bool))
+    torch.manual_seed(4)
+    with torch.no_grad():
+        states = [made.world.observe(before, taken, obs, torch.zeros(6, dtype=torch.bool)) for _ in range(5)]
+        said = torch.stack([made.policy.act(made.world.features(state), sample=False) for state in states])
+    assert torch.equal(made.state, states[0]) and not torch.equal(states[0], states[1])
+    assert not torch.equal(said[0], said[1]), "they disagree"
+    if discrete:
+        np.testing.assert_array_equal(actions, said.sum(0).argmax(-1).numpy())
+        assert torch.equal(made.action, torch.eye(ACTIONS)[torch.from_numpy(actions)]), "the world is told one choice"
+    else:
+        np.testing.assert_allclose(actions, said.mean(0).clamp(-1, 1).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_sampled_actions_come_from_one_belief_as_in_training() -> None:
+    one, many = agent("both"), agent("both", policy={"beliefs": 5})
+    many.load_weights(one.weights())
+    for t in range(3):
+        obs = arrays("both")
+        torch.manual_seed(t)
+        expected = one.act(obs, is_first=t == 0, sample=True)
+        torch.manual_seed(t)
+        np.testing.assert_array_equal(many.act(obs, is_first=t == 0, sample=True), expected)
+
+
+def test_with_beliefs_an_episode_still_depends_on_its_seed_alone() -> None:
+    """Noise is drawn row by row, whoever shares the batch."""
+    made = agent("both", policy={"beliefs": 3})
+    obs = arrays("both", 3)
+    alone = []
+    for rows in ([0, 1, 2], [1]):
+        made.start(len(rows))
+        with RowNoise([generator(row) for row in rows]):
+            for t in range(3):
+                seen = {name: value[rows] for name, value in obs.items()}
+                action = made.step(seen, np.full(len(rows), t == 0))
+        alone.append(action[rows.index(1)])
+    np.testing.assert_allclose(alone[0], alone[1], rtol=1e-5)
 
 
 def test_a_step_filters_with_the_last_state_and_action() -> None:

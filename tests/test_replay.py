@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from worldmodel.envs import Spaces
+from worldmodel.envs.mirror import Mirror
 from worldmodel.errors import UsageError
 from worldmodel.replay import Replay
 
@@ -247,7 +248,7 @@ def test_rows_are_copies_of_the_steps_asked_for() -> None:
     assert set(rows) == {"obs.image", "obs.vector", "action", "reward", "is_first", "is_terminal"}
     rows["reward"][:] = -1
     assert made.rows(28, 29)["reward"] == 28
-    assert made.rows(30, 32, ["state"])["state"][:, 0].tolist() == [30, 31]
+    assert made.rows(30, 32, ["state"])["state"][:, 0, 0].tolist() == [30, 31]
 
 
 @pytest.mark.parametrize("count", [20, 30, 75])
@@ -316,3 +317,67 @@ def test_discrete_actions_are_stored_as_one_hot() -> None:
         made.add({"vector": np.zeros(2)}, action=np.eye(4, dtype=np.float32)[i % 4], **values)
     batch, index = made.sample(4)
     assert torch.equal(batch.action.argmax(-1), torch.from_numpy(index % 4))
+
+
+# -- in the mirror ----------------------------------------------------------------------------------------------------
+
+
+def mirrored(capacity: int = 30, length: int = 4, online: int = 0) -> Replay:
+    """Steers with the first of two actions; the picture is brighter from left to right."""
+    spaces = Spaces({"image": (4, 4, 1), "vector": (2,)}, False, 2)
+    made = Replay(spaces, STATE, (capacity + 0.5) * 58 / 1e9, length, online, 0, Mirror.of(spaces))
+    assert made.capacity == capacity
+    for i in range(25):
+        values = step(i) | {"action": np.array([i / 100, 0.5], np.float32)}
+        values["obs"]["image"] = np.tile(np.arange(4, dtype=np.uint8) + i, (4, 1))[..., None]
+        made.add(**values)
+    return made
+
+
+def test_a_mirrored_sequence_is_the_other_way_round_and_nothing_else_is_touched() -> None:
+    made = mirrored()
+    batch, index = made.gather(np.array([9, ~9]))
+    assert index.tolist() == [[i, ~i] for i in (9, 10, 11, 12)]
+    assert torch.equal(batch.obs["image"][:, 1], batch.obs["image"][:, 0].flip(-2))
+    assert not torch.equal(batch.obs["image"][:, 1], batch.obs["image"][:, 0])
+    turned = torch.tensor([-1.0, 1.0])
+    assert torch.equal(batch.action[:, 1], batch.action[:, 0] * turned) and batch.action[:, 0].all()
+    assert torch.equal(batch.before[1], batch.before[0] * turned) and batch.before[0].all()
+    for same in (batch.obs["vector"], batch.reward, batch.is_first, batch.is_terminal):
+        assert torch.equal(same[:, 1], same[:, 0])
+    for _ in range(2):  # what is remembered has not been turned round
+        assert torch.equal(made.gather(np.array([9]))[0].obs["image"][:, 0], batch.obs["image"][:, 0])
+
+
+def test_each_life_has_states_of_its_own() -> None:
+    made = mirrored()
+    batch, index = made.gather(np.array([9, ~9]))
+    assert (batch.state[0] == 8).all() and not batch.state[1].any(), "the mirrored life has not been filtered yet"
+    states = torch.zeros(4, 2, STATE)
+    states[:, 0], states[:, 1] = 100.0, 200.0
+    made.write_back(index, states)
+    after, _ = made.gather(np.array([10, ~10, 9, ~9]))
+    assert after.state[:, 0].tolist() == [100, 200, 8, 0]
+    again = mirrored()
+    again.restore_states(made.states())
+    assert made.states().shape == (25, 2 * STATE) and np.array_equal(again.states(), made.states())
+    assert again.gather(np.array([~10]))[0].state[0, 0] == 200
+
+
+def test_half_of_the_sequences_are_mirrored_but_the_newest_steps_come_as_they_were() -> None:
+    made = mirrored(online=1)
+    drawn = [made.sample(5)[1] for _ in range(200)]
+    assert (drawn[0][:, 0] >= 0).all() and drawn[0][0, 0] == 0
+    share = np.mean([index < 0 for index in drawn])
+    assert 0.42 < share < 0.58
+    seen = {int(~i) for index in drawn for i in index[index < 0]}
+    assert seen == set(range(25))
+
+
+def test_the_first_mirrored_sequence_has_no_context_and_forgotten_steps_are_skipped() -> None:
+    made = mirrored(capacity=20)  # steps 0 ... 4 are gone
+    batch, _ = made.gather(np.array([~5]))
+    assert not batch.state.any() and not batch.before.any()
+    made.write_back(np.array([[~4], [~5]]), torch.full((2, 1, STATE), 7.0))
+    assert made.gather(np.array([~6]))[0].state[0, 0] == 7
+    assert (made.states()[:, STATE:] == 7).sum() == STATE

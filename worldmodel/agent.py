@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from worldmodel import storage
 from worldmodel.config import Config, from_dict, to_dict
@@ -62,7 +63,8 @@ class Agent:
 
         Args:
             obs: name -> (B, H, W, C) uint8 or (B, N) float. is_first: (B,) bool, True after a reset.
-            sample: actions sampled from the policy, as in training, or its mode.
+            sample: actions sampled from the policy, as in training, or its mode: then the mean over
+                `config.policy.beliefs` samples of the state.
 
         Returns: actions for the environments: (B, A) float32 in [-1, 1], or (B,) int64 choices.
         """
@@ -71,8 +73,18 @@ class Agent:
         if len(first) != len(self.state):
             have, want = len(self.state), len(first)
             raise UsageError(f"{want} observations for {have} environments: call start({want}) first")
-        self.state = self.world.observe(self.state, self.action, tensors, first)
-        self.action = self.policy.act(self.world.features(self.state), sample)
+        before, self.state = self.state, self.world.observe(self.state, self.action, tensors, first)
+        action = self.policy.act(self.world.features(self.state), sample)
+        if not sample:
+            # One by one: noise is drawn row by row, and the rows are the environments (randomness.RowNoise).
+            for _ in range(self.config.policy.beliefs - 1):
+                other = self.world.observe(before, self.action, tensors, first)
+                action = action + self.policy.act(self.world.features(other), sample=False)
+            if self.spaces.discrete:
+                action = one_hot(action.argmax(-1), self.spaces.actions).to(action.dtype)
+            else:
+                action = action / self.config.policy.beliefs
+        self.action = action
         if self.spaces.discrete:
             return self.action.argmax(-1).cpu().numpy()
         return self.action.clamp(-1, 1).cpu().numpy()

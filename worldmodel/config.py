@@ -126,9 +126,12 @@ class PolicyConfig:
 
     kind: Literal["actor-critic", "evolution"] = "actor-critic"
     """`actor-critic`: DreamerV3's, set up here; `evolution`: a linear controller found by CMA-ES (World Models 2018),
-    set up in `evolution`, for which nothing but `temperature` of this section counts."""
+    set up in `evolution`, for which nothing but `temperature` and `beliefs` of this section counts."""
     members: int = 1
     """Actor-critics that learn apart, each from as many dreams, and act by their mean (ours; DreamerV3: 1)."""
+    beliefs: int = 1
+    """Samples of the present latent state, given what is seen, whose likeliest actions are averaged (discrete: put to
+    the vote) where reality is driven without sampling actions (ours; DreamerV3: 1). Nothing is learned with it."""
     units: int = 256
     """Width of actor and critic."""
     layers: int = 2
@@ -241,6 +244,9 @@ class ReplayConfig:
     """Steps in a sequence (DreamerV3: 64); short, because remembered states give every sequence its context."""
     online: int = 1
     """Sequences of a batch reserved for the newest steps, each taught once as soon as it is complete."""
+    mirror: bool = False
+    """CarRacing only: half of the other sequences are replayed mirrored, left for right, so that the same frames teach
+    twice as much (ours)."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """What really happened: a ring of steps in uint8, replayed as sequences that may cross episode boundaries.
 
 Every step has a global index, counted from the first step of the run. The ring holds the last `capacity` of them.
+Where a task has a mirror, half of the sequences are replayed mirrored: as a second life, with remembered states of its
+own. Their steps are addressed by `~index`, which is negative.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.envs.mirror import Mirror
 from worldmodel.envs.spaces import Spaces
 from worldmodel.errors import UsageError
 from worldmodel.models.base import Batch
@@ -25,12 +28,17 @@ class Replay:
             their context, instead of a cold start in mid-episode (DreamerV3's stored latents).
         gigabytes: cap of the memory in 10^9 bytes. length: steps T of a sequence.
         online: sequences of every batch reserved for steps that were never taught (DreamerV3's online queue).
+        mirror: what makes a step its mirror image, if anything does.
 
     Raises UsageError when the cap holds fewer than two sequences.
     """
 
-    def __init__(self, spaces: Spaces, state_size: int, gigabytes: float, length: int, online: int, seed: int):
+    def __init__(
+        self, spaces: Spaces, state_size: int, gigabytes: float, length: int, online: int, seed: int,
+        mirror: Mirror | None = None,
+    ):  # fmt: skip
         self.spaces, self.state_size, self.length, self.online = spaces, state_size, length, online
+        self.mirror, self.lives = mirror, 2 if mirror else 1
         layout: dict[str, tuple[tuple[int, ...], Any]] = {
             f"obs.{name}": (shape, np.uint8 if len(shape) == 3 else np.float32)
             for name, shape in spaces.observations.items()
@@ -41,7 +49,7 @@ class Replay:
             "is_first": ((), np.bool_),
             "is_terminal": ((), np.bool_),
         }
-        rows = layout | {"state": ((state_size,), np.float16)}
+        rows = layout | {"state": ((self.lives, state_size), np.float16)}
         self.step_bytes = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in rows.values())
         self.capacity = int(gigabytes * 1e9 / self.step_bytes)
         if self.capacity < 2 * length:
@@ -65,7 +73,9 @@ class Replay:
             self.data[f"obs.{name}"][row] = value
         for name in ("action", "reward", "is_first", "is_terminal"):
             self.data[name][row] = values[name]
-        self.data["state"][row] = 0 if state is None else state
+        self.data["state"][row] = 0
+        if state is not None:
+            self.data["state"][row, 0] = state
         self.total += 1
 
     def ready(self) -> bool:
@@ -79,33 +89,52 @@ class Replay:
         starts = self._online_starts(min(self.online, batch))
         oldest = self.total - len(self)
         uniform = self.rng.integers(oldest, self.total - self.length + 1, batch - len(starts))
+        if self.mirror:
+            uniform = np.where(self.rng.random(len(uniform)) < 0.5, ~uniform, uniform)
         return self.gather(np.concatenate([np.array(starts, np.int64), uniform]), device)
 
     def gather(self, starts: np.ndarray, device: torch.device | str = "cpu") -> tuple[Batch, np.ndarray]:
-        """The sequences that begin at the global indices `starts` (B,), as `sample` returns them."""
+        """The sequences that begin at the global indices `starts` (B,), as `sample` returns them; at ~index those that
+        begin at index, mirrored."""
+        life = (starts < 0).astype(np.int64)
+        starts = np.where(life, ~starts, starts)
         index = np.arange(self.length)[:, None] + starts[None]  # (T, B)
         rows = index % self.capacity
-
-        def column(name: str) -> Tensor:
-            return torch.from_numpy(self.data[name][rows]).to(device)
-
+        columns = {name: self.data[name][rows] for name in self.columns}
         # The step before: its state and action are the context; the oldest step of all has none.
         known = (starts > self.total - len(self))[:, None]
-        before = (starts - 1) % self.capacity
+        row = (starts - 1) % self.capacity
+        before = np.where(known, self.data["action"][row], 0)
+        state = np.where(known, self.data["state"][row, life], 0).astype(np.float32)
+        if life.any():
+            chosen = np.flatnonzero(life)
+            for name in self.spaces.observations:
+                column = columns[f"obs.{name}"]
+                column[:, chosen] = self.mirror.observation(name, column[:, chosen])
+            for actions in (columns["action"].swapaxes(0, 1), before):
+                actions[chosen] = self.mirror.action(actions[chosen])
+
+        def sent(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values).to(device)
+
         return Batch(
-            obs={name: column(f"obs.{name}") for name in self.spaces.observations},
-            action=column("action"),
-            reward=column("reward"),
-            is_first=column("is_first"),
-            is_terminal=column("is_terminal"),
-            state=torch.from_numpy(np.where(known, self.data["state"][before], 0).astype(np.float32)).to(device),
-            before=torch.from_numpy(np.where(known, self.data["action"][before], 0)).to(device),
-        ), index
+            obs={name: sent(columns[f"obs.{name}"]) for name in self.spaces.observations},
+            action=sent(columns["action"]),
+            reward=sent(columns["reward"]),
+            is_first=sent(columns["is_first"]),
+            is_terminal=sent(columns["is_terminal"]),
+            state=sent(state),
+            before=sent(before),
+        ), np.where(life, ~index, index)
 
     def write_back(self, index: np.ndarray, states: Tensor) -> None:
-        """Remembers newer states (T, B, S) of the steps with global `index` (T, B); forgotten steps are skipped."""
-        alive = index >= self.total - len(self)
-        self.data["state"][index[alive] % self.capacity] = states.detach().cpu().numpy()[alive].astype(np.float16)
+        """Remembers newer states (T, B, S) of the steps with global `index` (T, B), as `sample` returns it; forgotten
+        steps are skipped."""
+        life = (index < 0).astype(np.int64)
+        steps = np.where(life, ~index, index)
+        alive = steps >= self.total - len(self)
+        newer = states.detach().cpu().numpy()[alive].astype(np.float16)
+        self.data["state"][steps[alive] % self.capacity, life[alive]] = newer
 
     def _online_starts(self, most: int) -> list[int]:
         """Starts of up to `most` consecutive sequences that were never taught, oldest first, each handed out once."""
@@ -138,16 +167,15 @@ class Replay:
         self.total = start + count
 
     def states(self) -> np.ndarray:
-        """(len, S) float16: the remembered states, oldest first."""
-        return self.rows(self.total - len(self), self.total, ["state"])["state"]
+        """(len, S) float16: the remembered states, oldest first; (len, 2 S) with those of the mirrored life."""
+        return self.rows(self.total - len(self), self.total, ["state"])["state"].reshape(len(self), -1)
 
     def restore_states(self, states: np.ndarray) -> None:
         """The inverse of `states`, once the steps are back; of more states than steps, the newest count."""
         if len(states) < len(self):
             raise UsageError(f"{len(states)} remembered states for {len(self)} steps")
-        self.data["state"][np.arange(self.total - len(self), self.total) % self.capacity] = states[
-            len(states) - len(self) :
-        ]
+        newest = states[len(states) - len(self) :].reshape(-1, self.lives, self.state_size)
+        self.data["state"][np.arange(self.total - len(self), self.total) % self.capacity] = newest
 
     def __repr__(self) -> str:
         most = self.capacity * self.step_bytes / 1e9

@@ -18,7 +18,7 @@ INTERVALS = {
     "world_models.units world_models.vector_layers "
     "evolution.starts evolution.horizon evolution.every evolution.generations "
     "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
-    "world.classes world.units world.depth world.tokens policy.members policy.rollouts policy.units "
+    "world.classes world.units world.depth world.tokens policy.members policy.beliefs policy.rollouts policy.units "
     "policy.horizon replay.batch replay.length relearn_times relearn_members",
     "[3, inf)": "world.bins world_models.bins policy.bins",
     "[4, inf)": "evolution.population",

@@ -25,6 +25,7 @@ from worldmodel import storage
 from worldmodel.config import TRACKS, Config, from_dict, to_dict
 from worldmodel.envs import Spaces, make
 from worldmodel.envs.explore import RandomActions
+from worldmodel.envs.mirror import Mirror
 from worldmodel.errors import CorruptError, UsageError
 from worldmodel.randomness import seed_everything
 from worldmodel.replay import Replay
@@ -75,7 +76,9 @@ class Run:
         self.dreamer = learner(c, self.spaces, self.device, self.clock)
         self.actor = self.dreamer.agent.fork()
         r = c.replay
-        self.replay = Replay(self.spaces, self.dreamer.agent.world.width, r.gigabytes, r.length, r.online, c.seed)
+        mirror = Mirror.of_env(self.env, self.spaces) if r.mirror else None
+        width = self.dreamer.agent.world.width
+        self.replay = Replay(self.spaces, width, r.gigabytes, r.length, r.online, c.seed, mirror)
         explore = RandomActions.of(self.env, c.seed)
         first_seed = TRACKS["train"] + (c.seed % 100) * 10_000
         self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed)

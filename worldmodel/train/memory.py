@@ -9,6 +9,7 @@ from pathlib import Path
 from worldmodel import storage
 from worldmodel.config import from_dict
 from worldmodel.envs import Spaces
+from worldmodel.envs.mirror import Mirror
 from worldmodel.errors import UsageError
 from worldmodel.replay import Replay
 from worldmodel.train.checkpoint import Checkpoints
@@ -27,6 +28,8 @@ def remembered(run: str | Path, warn: Callable[[str], None] = warnings.warn) -> 
     files = found[1]
     config = from_dict(files["run.json"]["config"])
     spaces, r = Spaces.from_dict(storage.read_file(Path(run) / "spaces.json")), config.replay
-    replay = Replay(spaces, files["states.npy"].shape[1], r.gigabytes, r.length, r.online, config.seed)
+    mirror = Mirror.of(spaces) if r.mirror else None
+    width = files["states.npy"].shape[1] // (2 if mirror else 1)
+    replay = Replay(spaces, width, r.gigabytes, r.length, r.online, config.seed, mirror)
     Shards(Path(run) / "replay").restore(replay, files, warn)
     return replay
