@@ -280,6 +280,9 @@ class Config:
     policy takes the place of the run's own if it scores better (ours)."""
     relearn_members: int = 1
     """`policy.members` of the fresh policy at the end (CarRacing: 3)."""
+    relearn_world: int = 0
+    """Updates in which, before that last fresh policy, a fresh world learns from all that is remembered, for it to
+    dream in (ours); 0 = it dreams in the run's own."""
     train_every: float = 4.0
     """Agent steps per update (prototype); 0 collects nothing after the prefill, and learns until the budget is used
     up: the frozen regime of World Models."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worldmodel.config import OptimConfig
+
 
 class LaProp:
     """AGC + LaProp with linear warm-up, in a handful of fused calls for all tensors (Ziyin et al., arXiv 2002.04839).
@@ -46,6 +48,12 @@ class LaProp:
                     "m": torch.zeros_like(p, memory_format=torch.preserve_format),
                     "v": torch.zeros_like(p, memory_format=torch.preserve_format),
                 }
+
+    @classmethod
+    def of(cls, params: Iterable[Any], lr: float, config: OptimConfig) -> LaProp:
+        """As `config` has it, but for the learning rate `lr`."""
+        c = config
+        return cls(params, lr, agc=c.agc, beta1=c.beta1, beta2=c.beta2, eps=c.eps, warmup=c.warmup)
 
     def zero_grad(self) -> None:
         """Forgets all gradients."""
@@ -113,3 +121,10 @@ class Average:
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 10))
         torch._foreach_lerp_(list(self.weights.values()), list(self._live.values()), 1 - decay)
+
+    def into(self, name: str, module: nn.Module) -> nn.Module:
+        """`module`, with the averaged weights of the module called `name`."""
+        mine = f"{name}."
+        weights = {key.removeprefix(mine): value for key, value in self.weights.items() if key.startswith(mine)}
+        module.load_state_dict(weights)
+        return module

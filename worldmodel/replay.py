@@ -7,6 +7,7 @@ own. Their steps are addressed by `~index`, which is negative.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,13 @@ class Replay:
         """A copy of the steps with global index in [start, stop); all columns but `state` unless named."""
         index = np.arange(start, stop) % self.capacity
         return {name: self.data[name][index] for name in columns or self.columns}
+
+    def afresh(self, seed: int) -> Replay:
+        """The same memory, for a world that has not seen anything yet: steps are shared, states forgotten."""
+        other = copy.copy(self)
+        other.data = self.data | {"state": np.zeros_like(self.data["state"])}
+        other.online, other.rng = 0, np.random.default_rng(seed)
+        return other
 
     def clear(self) -> None:
         """Forgets every step."""

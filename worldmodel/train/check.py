@@ -11,7 +11,7 @@ from worldmodel.errors import UsageError
 INTERVALS = {
     "[0, inf)": "world_models.kl_floor world_models.head_layers "
     "evolution.weight_decay evolution.noise train_every "
-    "minutes frames updates pretrain relearn eval_minutes save_minutes env.image_size world.head_layers "
+    "minutes frames updates pretrain relearn relearn_world eval_minutes save_minutes env.image_size world.head_layers "
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale policy.layers policy.starts policy.entropy "
     "policy.final_entropy policy.slow_scale policy.replay_value optim.warmup replay.online",
     "[1, inf)": "world_models.latent world_models.depth world_models.tokens world_models.memory world_models.mixtures "
@@ -72,6 +72,8 @@ def check(config: Config) -> None:
         )
     if config.relearn and config.policy.kind != "actor-critic":
         raise UsageError("--relearn teaches a fresh actor-critic: leave it at 0 with another --policy.kind")
+    if config.relearn_world and not config.relearn:
+        raise UsageError("--relearn-world teaches a world for a fresh policy to dream in: give --relearn as well")
     if config.relearn and not config.eval_minutes:
         raise UsageError("--relearn needs evaluations that choose between the policies: give --eval-minutes")
     if config.policy.final_entropy and not config.policy.entropy:

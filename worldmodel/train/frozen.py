@@ -65,8 +65,7 @@ def learn_policy(
     o, c = config.optim, config.policy
     dreamed = world if c.temperature == 1 else world.tempered(c.temperature)
     policy = policy_in(world, spaces, config, seed)
-    learned = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = LaProp(learned, o.policy_lr, agc=o.agc, beta1=o.beta1, beta2=o.beta2, eps=o.eps, warmup=o.warmup)
+    optimizer = LaProp.of([p for p in policy.parameters() if p.requires_grad], o.policy_lr, o)
     average = Average({"policy": policy}, o.average)
     count, chance = c.starts or config.replay.batch * config.replay.length, generator(seed)
     with local_randomness(generator(seed, 1).initial_seed(), starts.device):  # not the numbers of the first weights
@@ -79,9 +78,7 @@ def learn_policy(
             policy.update_slow()
             average.update()
             note(update + 1, metrics)
-    if o.average:
-        policy.load_state_dict({name.removeprefix("policy."): value for name, value in average.weights.items()})
-    return policy
+    return average.into("policy", policy) if o.average else policy
 
 
 def fresh_agent(agent: Agent, replay: Replay, members: int, seed: int, note: Note) -> Agent | None:

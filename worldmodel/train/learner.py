@@ -48,10 +48,9 @@ class Learner:
             {"params": [p for name, p in named.items() if name.startswith(f"{module}.")], "lr": rates[module]}
             for module in modules
         ]
-        o = config.optim
-        self.optimizer = LaProp(groups, 0.0, agc=o.agc, beta1=o.beta1, beta2=o.beta2, eps=o.eps, warmup=o.warmup)
+        self.optimizer = LaProp.of(groups, 0.0, config.optim)
         self.names = list(named)
-        self.average = Average(modules, o.average)
+        self.average = Average(modules, config.optim.average)
         self.updates = 0
 
     @property
