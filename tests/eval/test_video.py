@@ -15,8 +15,16 @@ from worldmodel.eval import encode
 from worldmodel.eval.draw import BLUE, GREEN, MUTED, RED, TEXT, Canvas, framed, signed_error, to_uint8, upscale
 from worldmodel.eval.encode import write_png, write_video
 from worldmodel.eval.fidelity import fidelity
-from worldmodel.eval.films import dream_films, drive_video, open_loop_clip, open_loop_video, side_by_side_video
+from worldmodel.eval.films import (
+    dream_films,
+    drive_video,
+    open_loop_clip,
+    open_loop_video,
+    side_by_side_video,
+    worst_films,
+)
 from worldmodel.eval.openloop import open_loop
+from worldmodel.eval.real import evaluate
 from worldmodel.eval.recording import record
 from worldmodel.eval.regrounded import reground
 from worldmodel.eval.video import drive_frames, number, open_loop_frames, running_sum, side_by_side_frames, since, strip
@@ -276,6 +284,17 @@ def test_dream_films(tmp_path, agent, suffix):
         dream_films(agent, tmp_path / "out", 7, start=1, context=3, horizon=10)
     with pytest.raises(UsageError, match="avi"):
         dream_films(agent, tmp_path / "out", 7, suffix="avi")
+
+
+def test_bug_the_film_of_an_episode_showed_another_one(tmp_path, agent, monkeypatch):
+    """An agent that acts by how many rows it is given, as the last bits of any product do."""
+    act = type(agent.policy).act
+    monkeypatch.setattr(type(agent.policy), "act", lambda self, f, sample=True: act(self, f, sample).roll(len(f), -1))
+    result = evaluate(agent, range(40, 45))
+    alone = [record(agent, seed).rewards.sum() for seed in range(40, 45)]
+    assert not np.allclose(alone, result.returns)
+    films = list(worst_films(agent, result, tmp_path, 2))
+    assert [returned for _, returned in films] == sorted(result.returns)[:2]
 
 
 def test_the_clip_of_a_training_run(agent, episode):

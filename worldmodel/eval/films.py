@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from worldmodel.envs import make
 from worldmodel.errors import UsageError
 from worldmodel.eval.encode import write_png, write_video
 from worldmodel.eval.fidelity import fidelity, report
 from worldmodel.eval.openloop import open_loop
-from worldmodel.eval.real import Evaluation, load
+from worldmodel.eval.real import BATCH, Evaluation, load
 from worldmodel.eval.recording import Recording, record
 from worldmodel.eval.regrounded import reground
 from worldmodel.eval.video import drive_frames, open_loop_frames, side_by_side_frames, strip
@@ -68,19 +69,19 @@ def dream_films(
 
 def drive_video(
     agent: Agent, path: str | os.PathLike, seed: int, *, sample: bool = False, steps: int | None = None,
-    rendered: bool = False, env_id: str | None = None, fps: float | None = None,
+    rendered: bool = False, env_id: str | None = None, fps: float | None = None, rows: int = 1,
 ) -> Recording:  # fmt: skip
     """Films the agent driving a real episode in real time, with its score; returns the episode.
 
     `rendered`: show the environment's own picture (`render_mode="rgb_array"`) in place of the agent's small one.
-    `fps`: frames a second, real time by default; higher is faster.
+    `fps`: frames a second, real time by default; higher is faster. `rows`: as of `recording.drive`.
     """
     config = replace(agent.config.env, id=env_id or agent.config.env.id)
     env = make(config, **({"render_mode": "rgb_array"} if rendered else {}))
     view: list[np.ndarray] = []
     try:
         watch = (lambda e: view.append(e.render())) if rendered else None
-        episode = record(agent, seed, sample=sample, steps=steps, env=env, watch=watch)
+        episode = record(agent, seed, sample=sample, steps=steps, env=env, watch=watch, rows=rows)
     finally:
         env.close()
     write_video(path, drive_frames(episode, view or None), fps or real_time(episode))
@@ -91,20 +92,30 @@ def worst_films(
     agent: Agent | str | os.PathLike, result: Evaluation, folder: Path, count: int
 ) -> Iterator[tuple[Path, float]]:
     """Drives the `count` episodes of lowest return once more, the worst first, and films them at twice their speed:
-    yields folder/SEED.mp4 and its return.
-
-    Driven alone instead of side by side with others, the last bits of a product may differ, and with them an episode:
-    the film shows its own score. Raises UsageError where there is nothing to see.
+    yields folder/SEED.mp4 and its return, which is the one that was judged (on the same machine, bit for bit). Raises
+    UsageError where there is nothing to see.
     """
     pilot = agent if hasattr(agent, "fork") else load(Path(os.fspath(agent)))
     with contextlib.closing(make(replace(pilot.config.env, id=result.env_id))) as env:
         rendered = "rgb_array" in env.metadata.get("render_modes", ())
     for episode in sorted(result.episodes, key=lambda e: e.return_)[:count]:
         path, sample = folder / f"{episode.seed}.mp4", result.mode == "sample"
-        filmed = drive_video(
-            pilot, path, episode.seed, sample=sample, rendered=rendered, env_id=result.env_id, fps=2 * FPS
-        )
-        yield path, float(filmed.rewards.sum())
+        rows, threads = min(BATCH, len(result.episodes)), torch.get_num_threads()
+        torch.set_num_threads(1 if result.workers > 1 else threads)
+        try:
+            filmed = drive_video(
+                pilot,
+                path,
+                episode.seed,
+                sample=sample,
+                rendered=rendered,
+                env_id=result.env_id,
+                fps=2 * FPS,
+                rows=rows,
+            )
+        finally:
+            torch.set_num_threads(threads)
+        yield path, float(filmed.rewards.sum(dtype=np.float64))
 
 
 def open_loop_video(

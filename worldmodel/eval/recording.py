@@ -70,53 +70,59 @@ def record(
     steps: int | None = None,
     env: gym.Env | None = None,
     watch: Callable[[gym.Env], None] | None = None,
+    rows: int = 1,
 ) -> Recording:
     """Drives one real episode from `env.reset(seed=seed)`, at most `steps` actions long, and keeps all of it.
 
     Neither the agent's own filtered state nor the global generators are touched. `env` (default: the agent's own)
     must be wrapped; it is closed only if it was made here. `watch(env)` is called at every step, to render it, say.
+    `rows`: as of `drive`.
     """
-    rows: list[dict[str, Any]] = []
+    lived: list[dict[str, Any]] = []
     own = env is None
     env = make(agent.config.env) if own else env
     try:
-        for row in drive(agent, env, seed, sample=sample):
-            rows.append(row)
+        for row in drive(agent, env, seed, sample=sample, rows=rows):
+            lived.append(row)
             if watch is not None:
                 watch(env)
-            if steps is not None and len(rows) > steps:
+            if steps is not None and len(lived) > steps:
                 break
     finally:
         step_seconds, names = (seconds_per_step(env, agent.config.env.action_repeat), action_names(env))
         if own:
             env.close()
     zero = np.zeros(agent.spaces.actions, np.float32)
-    actions = [zero if row["action"] is None else row["action"] for row in rows]
+    actions = [zero if row["action"] is None else row["action"] for row in lived]
     actions[-1] = zero
     return Recording(
-        obs={name: np.stack([row["obs"][name] for row in rows]) for name in rows[0]["obs"]},
-        actions=np.stack(actions), rewards=np.array([row["reward"] for row in rows], np.float32),
-        is_first=np.arange(len(rows)) == 0, is_terminal=np.array([row["terminal"] for row in rows]),
+        obs={name: np.stack([row["obs"][name] for row in lived]) for name in lived[0]["obs"]},
+        actions=np.stack(actions), rewards=np.array([row["reward"] for row in lived], np.float32),
+        is_first=np.arange(len(lived)) == 0, is_terminal=np.array([row["terminal"] for row in lived]),
         discrete=agent.spaces.discrete, seed=seed, step_seconds=step_seconds, action_names=names,
     )  # fmt: skip
 
 
-def drive(agent: Agent, env: gym.Env, seed: int, *, sample: bool = False) -> Iterator[dict[str, Any]]:
+def drive(agent: Agent, env: gym.Env, seed: int, *, sample: bool = False, rows: int = 1) -> Iterator[dict[str, Any]]:
     """One real episode, step by step: dicts of obs, reward (on arriving), action (taken here, (A,) float; None once the
-    episode is over), terminal and info. Works on a fork of the agent; its noise comes from `seed`."""
+    episode is over), terminal and info. Works on a fork of the agent; its noise comes from `seed`.
+
+    The last bits of a product depend on how many rows it has, and with them, in the end, the episode: `rows` copies
+    side by side repeat bit for bit what `lockstep.play` did with as many episodes.
+    """
     pilot = agent.fork()
-    pilot.start(1)
+    pilot.start(rows)
     obs, info = env.reset(seed=seed)
     reward, terminated, truncated, first = 0.0, False, False, True
-    number, noise = (0, RowNoise([generator(seed)]))  # as in `lockstep.play`: the same seed, the same episode
+    number, noise = (0, RowNoise([generator(seed) for _ in range(rows)]))  # as in `lockstep.play`
     while True:
         over = terminated or truncated
         action = None
         if not over:
             # The consumer runs between two steps: the global randomness is therefore borrowed for each step alone.
             with local_randomness(number, pilot.state.device), noise:
-                batch = {name: value[None] for name, value in obs.items()}
-                action = pilot.step(batch, np.array([first]), sample)[0]
+                batch = {name: np.repeat(value[None], rows, 0) for name, value in obs.items()}
+                action = pilot.step(batch, np.full(rows, first), sample)[0]
         taken = None if over else library_action(action, agent.spaces.discrete, agent.spaces.actions)
         yield {"obs": obs, "reward": reward, "terminal": terminated, "info": info, "action": taken}
         if over:
