@@ -91,6 +91,8 @@ class WorldModelsConfig:
     """Width of the `patch` encoder's output."""
     kl_floor: float = 0.5
     """Free nats per dimension of z; the KL is clipped after summing over them: 16 nats at 32 (World Models' code)."""
+    kl_scale: float = 1.0
+    """Weight of V's KL, the beta of a beta-VAE (World Models: 1). Below 1 z says more, and is less noisy."""
     memory: int = 256
     """Width of the LSTM (World Models, CarRacing: 256)."""
     mixtures: int = 5
@@ -348,7 +350,9 @@ PRESETS: dict[str, Config] = {
 `world-models-cma` that with a controller that CMA-ES evolves, and `world-models-2018` the latter in the frozen regime
 with the published sizes."""
 PRESETS["carracing-fast"] = replace(PRESETS["carracing"], minutes=18.0, relearn=0, relearn_times=1, eval_minutes=4.5)
-PRESETS["world-models"] = replace(PRESETS["carracing"], world=WorldConfig(kind="vae-mdn-rnn"))
+PRESETS["world-models"] = replace(
+    PRESETS["carracing"], world=WorldConfig(kind="vae-mdn-rnn"), world_models=WorldModelsConfig(kl_scale=0.1)
+)
 # Without averaged weights: the controller that is judged meets the very world that it evolved in.
 PRESETS["world-models-cma"] = replace(
     PRESETS["world-models"],

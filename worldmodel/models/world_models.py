@@ -110,7 +110,8 @@ class VaeMdnRnn(WorldModel):
         terms = {"reward": reward, "cont": F.binary_cross_entropy_with_logits(cont, 1 - batch.is_terminal.float())}
         for name, prediction in pictures.items():
             terms[f"rec_{name}"] = reconstruction_loss(prediction, batch.obs[name][chosen].flatten(0, 1)).mean()
-        terms |= {"kl": floored_kl(posterior, c.kl_floor)[0].mean(), "mixture": self._surprise(mixture, batch, z)}
+        kl = floored_kl(posterior, c.kl_floor)[0].mean()
+        terms |= {"kl": c.kl_scale * kl, "mixture": self._surprise(mixture, batch, z)}
         metrics = {f"loss/{name}": term.detach() for name, term in terms.items()}
         states = torch.cat([z, hidden, cell], -1).detach()
         return torch.stack(list(terms.values())).sum(), metrics | self._health(posterior), states

@@ -9,7 +9,7 @@ from worldmodel.config import Config
 from worldmodel.errors import UsageError
 
 INTERVALS = {
-    "[0, inf)": "world_models.kl_floor world_models.head_layers "
+    "[0, inf)": "world_models.kl_floor world_models.kl_scale world_models.head_layers "
     "evolution.weight_decay evolution.noise train_every "
     "minutes frames updates pretrain relearn relearn_world eval_minutes save_minutes env.image_size world.head_layers "
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale policy.layers policy.starts policy.entropy "
