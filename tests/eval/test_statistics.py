@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats as scipy_stats
 
 from worldmodel.errors import UsageError
 from worldmodel.eval import statistics
@@ -38,7 +39,6 @@ def test_iqm_reduces_the_axis_it_is_told():
 
 
 def test_iqm_equals_scipy():
-    scipy_stats = pytest.importorskip("scipy.stats")
     for n in (4, 7, 50, 101):
         values = np.random.default_rng(n).normal(size=n)
         assert iqm(values) == pytest.approx(scipy_stats.trim_mean(values, 0.25))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gap_fakes import Exact, Noisy
+from sklearn import metrics
 
 from worldmodel.envs.starts import Starts
 from worldmodel.errors import UsageError
@@ -54,7 +55,6 @@ def test_auroc_counts_pairs(seed):
 
 
 def test_auroc_is_scikit_learns():
-    metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
     for digits in (1, 8):
         score, label = rng.normal(size=200).round(digits), rng.random(200) < 0.1

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import torchmetrics.functional.image as functional
 from gap_fakes import Deaf, Doubtful, Exact, Generous, Noisy
 
 from worldmodel.eval.fidelity import PSNR_CAP, mse, psnr
@@ -229,7 +230,6 @@ def test_ssim_is_wangs():
 
 
 def test_psnr_and_ssim_are_torchmetrics():
-    functional = pytest.importorskip("torchmetrics.functional.image")
     rng = np.random.default_rng(0)
     a = rng.random((3, 32, 24, 3)).astype(np.float32)
     b = np.clip(a + 0.1 * rng.normal(size=a.shape), 0, 1).astype(np.float32)
