@@ -179,16 +179,27 @@ def test_actions_beyond_one_count_as_one() -> None:
     expect_equal(made.embed(z, torch.tensor([[5.0, -0.5]])), made.embed(z, torch.tensor([[1.0, -0.5]])))
 
 
+def test_means_may_be_changes_of_the_last_z(joint: bool) -> None:
+    plain, made = MDNRNN(D, 2, 7, K, joint), MDNRNN(D, 2, 7, K, joint, change=True)
+    made.load_state_dict(plain.state_dict())  # not a parameter more
+    hidden, before = torch.randn(3, 7), torch.randn(3, D)
+    absolute, relative = plain.mixture(hidden, before), made.mixture(hidden, before)
+    expect_equal(relative.mean, absolute.mean + before[:, :, None])
+    expect_equal(relative.logits, absolute.logits)
+    expect_equal(relative.log_sigma, absolute.log_sigma)
+    expect_equal(relative.log_prob(before + 0.3), absolute.log_prob(torch.full((3, D), 0.3)), 1e-4)
+
+
 def test_sigma_never_vanishes(joint: bool) -> None:
     made = MDNRNN(D, 2, 7, K, joint)
     with torch.no_grad():
         made.head.bias.fill_(-100.0)
-    found = made.mixture(torch.randn(3, 7))
+    found = made.mixture(torch.randn(3, 7), torch.zeros(3, D))
     assert found.mean.shape == found.log_sigma.shape == (3, D, K)
     assert found.logits.shape == (3, 1 if joint else D, K) and bool((found.log_sigma >= LOWEST).all())
     with torch.no_grad():
         made.head.bias.fill_(1.0)  # where sigmas usually are, the bound is not felt
-        expect_equal(made.mixture(torch.zeros(1, 7)).log_sigma, torch.ones(1, D, K), 1e-3)
+        expect_equal(made.mixture(torch.zeros(1, 7), torch.zeros(1, D)).log_sigma, torch.ones(1, D, K), 1e-3)
 
 
 def test_dropout_forgets_no_memory() -> None:
@@ -220,13 +231,14 @@ def remembered(made: MDNRNN, z: Tensor, action: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-def test_a_deterministic_sequence_is_learned(joint: bool) -> None:
+@pytest.mark.parametrize("change", [False, True])
+def test_a_deterministic_sequence_is_learned(joint: bool, change: bool) -> None:
     """... and dreamed: ten steps on its own, at the noise that was in it."""
-    made = MDNRNN(2, 1, 24, K, joint)
+    made = MDNRNN(2, 1, 24, K, joint, change)
     optimizer = torch.optim.Adam(made.parameters(), 1e-2)
     for _ in range(250):
         z, action = circle(5, 64)
-        loss = -made.mixture(remembered(made, z, action)).log_prob(z[1:]).mean()
+        loss = -made.mixture(remembered(made, z, action), z[:-1]).log_prob(z[1:]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -238,5 +250,5 @@ def test_a_deterministic_sequence_is_learned(joint: bool) -> None:
     with torch.no_grad():
         for t in range(10):
             hidden, cell = made(made.embed(now, action[t]), hidden, cell)
-            now = made.mixture(hidden).sample()
+            now = made.mixture(hidden, now).sample()
     assert ((now.sign() == z[-1].sign()).all(-1).float().mean() > 0.9) and (now - z[-1]).abs().median() < 0.15

@@ -134,8 +134,9 @@ def test_features_are_z_and_h() -> None:
 # -- the loss ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_term_of_the_loss(noiseless: None) -> None:
-    made = vae_mdn_rnn("both", kl_floor=0.1, kl_scale=0.3)
+@pytest.mark.parametrize("change", [False, True])
+def test_every_term_of_the_loss(change: bool, noiseless: None) -> None:
+    made = vae_mdn_rnn("both", kl_floor=0.1, kl_scale=0.3, change=change)
     whole = batch(made, "both", 5, 4)
     loss, metrics, states = made.loss(whole)
     posterior = made.vae.encode({n: v.flatten(0, 1) for n, v in whole.obs.items()})
@@ -143,7 +144,8 @@ def test_every_term_of_the_loss(noiseless: None) -> None:
     for t in range(5):
         for b in range(4):
             if not whole.is_first[t, b]:
-                total = total - made.memory.mixture(states[t, b, D : D + N]).log_prob(states[t, b, :D]) / D
+                before = (states[t - 1] if t else whole.state)[b, :D]
+                total = total - made.memory.mixture(states[t, b, D : D + N], before).log_prob(states[t, b, :D]) / D
                 known += 1
     expect_equal(metrics["loss/mixture"], total / known, 1e-4)
     kl, raw = floored_kl(posterior, 0.1)
@@ -196,12 +198,13 @@ def test_a_batch_of_first_steps_alone_has_nothing_to_foretell() -> None:
 # -- dreams -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("change", [False, True])
 @pytest.mark.parametrize("joint", [False, True])
-def test_tempered_dreams(joint: bool) -> None:
-    made = vae_mdn_rnn("vector", joint=joint)
+def test_tempered_dreams(joint: bool, change: bool) -> None:
+    made = vae_mdn_rnn("vector", joint=joint, change=change)
     start, plan = state_of(made, 4), action(False, 5, 4)
     step = made.tempered(1e-8).imagine(start, plan[0]).state
-    expect_equal(step[:, :D], made.memory.mixture(step[:, D : D + N]).mode(), 1e-3)
+    expect_equal(step[:, :D], made.memory.mixture(step[:, D : D + N], start[:, :D]).mode(), 1e-3)
 
 
 def test_dropout_is_for_dreams_and_may_be_changed() -> None:

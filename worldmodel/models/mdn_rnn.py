@@ -5,7 +5,8 @@
     h, c     0 ------->  h_1 ------> h_2          h_t, c_t = LSTM((z_{t-1}, a_{t-1}), h_{t-1}, c_{t-1})
     mixture              p(z_1|h_1)  p(z_2|h_2)
 
-Differences from the paper: none in the sizes and the mixture; a joint mixture is offered beside the one per dimension.
+Differences from the paper: none in the sizes and the mixture; a joint mixture is offered beside the one per dimension,
+and one around the z before.
 """
 
 from __future__ import annotations
@@ -71,12 +72,15 @@ class MDNRNN(nn.Module):
     """The LSTM and its mixture head; 422,368 parameters at the sizes of the paper's CarRacing.
 
     Args:
-        latent: D, width of z. actions: A. memory: N, width of the LSTM. mixtures: K. joint: see `Mixture`.
+        latent: D, width of z. actions: A. memory: N, width of the LSTM. mixtures: K. joint: see `Mixture`. change: the
+            means are relative to the z before (ours): that most things stay as they are need not be learned.
     """
 
-    def __init__(self, latent: int, actions: int, memory: int, mixtures: int, joint: bool = False):
+    def __init__(
+        self, latent: int, actions: int, memory: int, mixtures: int, joint: bool = False, change: bool = False
+    ):
         super().__init__()
-        self.latent, self.mixtures, self.joint = latent, mixtures, joint
+        self.latent, self.mixtures, self.joint, self.change = latent, mixtures, joint, change
         # One matrix of the gates, split: what z and the action add needs no recurrence.
         fan_in = latent + actions + memory
         self.from_input = Linear(latent + actions, 4 * memory, fan_in=fan_in)
@@ -101,10 +105,12 @@ class MDNRNN(nn.Module):
         cell = torch.sigmoid(forget + 1) * cell + torch.sigmoid(write) * candidate  # biased to remember
         return torch.sigmoid(show) * torch.tanh(cell), cell
 
-    def mixture(self, hidden: Tensor) -> Mixture:
-        """The distribution of z_t given h_t (..., N)."""
+    def mixture(self, hidden: Tensor, before: Tensor) -> Mixture:
+        """The distribution of z_t given h_t (..., N) and z_{t-1} (..., D)."""
         raw, size = self.head(hidden).float(), self.latent * self.mixtures
         logits, mean, log_sigma = raw.split([raw.shape[-1] - 2 * size, size, size], -1)
         mean, log_sigma = (x.unflatten(-1, (self.latent, self.mixtures)) for x in (mean, log_sigma))
         logits = logits.unflatten(-1, (-1, self.mixtures))
+        if self.change:
+            mean = mean + before.unsqueeze(-1)
         return Mixture(logits, mean, LOWEST + F.softplus(log_sigma - LOWEST))

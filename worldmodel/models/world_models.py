@@ -53,7 +53,7 @@ class VaeMdnRnn(WorldModel):
         c = config
         self.config, self.precision, self.dropout = config, precision, config.dropout
         self.vae = VAE(observations, c)
-        self.memory = MDNRNN(c.latent, actions, c.memory, c.mixtures, c.joint)
+        self.memory = MDNRNN(c.latent, actions, c.memory, c.mixtures, c.joint, c.change)
         if c.random_memory:
             self.memory.from_input.requires_grad_(False)
             self.memory.from_hidden.requires_grad_(False)
@@ -79,7 +79,7 @@ class VaeMdnRnn(WorldModel):
         with self._cast(state):
             z, hidden, cell = self._split(state)
             hidden, cell = self.memory(self.memory.embed(z, action), hidden, cell, self.dropout)
-            z = self.memory.mixture(hidden).tempered(temperature).sample()
+            z = self.memory.mixture(hidden, z).tempered(temperature).sample()
         return torch.cat([z, hidden, cell], -1)
 
     def outcome(self, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,8 +102,9 @@ class VaeMdnRnn(WorldModel):
             chosen = torch.randperm(steps)[: max(1, round(c.decode_share * steps))].sort().values
             pictures = self.vae.decode(seen[chosen].flatten(0, 1))
             z = seen.detach()  # M's gradients end here
-            hidden, cell = self._remember(batch, z)
-            mixture = self.memory.mixture(hidden)
+            before = torch.cat([self._split(batch.state)[0][None], z[:-1]])
+            hidden, cell = self._remember(batch, before)
+            mixture = self.memory.mixture(hidden, before)
             features = torch.cat([z, hidden], -1)
             reward = TwoHot(self.reward(features)).loss(batch.reward).mean()
             cont = self.cont(features).float().squeeze(-1)
@@ -116,10 +117,9 @@ class VaeMdnRnn(WorldModel):
         states = torch.cat([z, hidden, cell], -1).detach()
         return torch.stack(list(terms.values())).sum(), metrics | self._health(posterior), states
 
-    def _remember(self, batch: Batch, z: Tensor) -> tuple[Tensor, Tensor]:
-        """h and c (T, B, N) along a batch whose latents are z (T, B, D)."""
-        last, hidden, cell = self._split(masked(batch.state, batch.is_first[0]))
-        before = torch.cat([last[None], z[:-1]])
+    def _remember(self, batch: Batch, before: Tensor) -> tuple[Tensor, Tensor]:
+        """h and c (T, B, N) along a batch whose latents of the step before each are (T, B, D)."""
+        _, hidden, cell = self._split(masked(batch.state, batch.is_first[0]))
         embedded = self.memory.embed(*(masked(x, batch.is_first) for x in (before, batch.previous_action())))
         steps = []
         for t, first in enumerate(batch.is_first):
