@@ -154,7 +154,8 @@ class Replay:
     def afresh(self, seed: int) -> Replay:
         """The same memory, for a world that has not seen anything yet: steps are shared, states forgotten."""
         other = copy.copy(self)
-        other.data = self.data | {"state": np.zeros_like(self.data["state"])}
+        states = self.data["state"]
+        other.data = self.data | {"state": np.zeros(states.shape, states.dtype)}  # not zeros_like: that fills pages
         other.online, other.rng = 0, np.random.default_rng(seed)
         return other
 

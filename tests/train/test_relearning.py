@@ -129,6 +129,7 @@ def test_a_fresh_world_is_what_the_fresh_policy_dreams_in_and_is_kept_with_it(tm
         assert not any(torch.equal(*pair) for pair in zip(expected.parameters(), own.world.parameters(), strict=True)
                        if pair[0].std() > 0)  # fmt: skip
     kept = Agent.load(tmp_path)
+    assert "in dreams of a fresh world, 4 updates on all that this run remembers, frozen" in kept.card["learning"]
     assert all(torch.equal(value, kept.world.state_dict()[name]) for name, value in expected.state_dict().items())
     assert torch.equal(look_back(kept, run.replay).states.half(), states.half()), "its dreams begin in its own states"
     assert (run.replay.states() == remembered).all() and remembered.any()

@@ -101,18 +101,10 @@ def worst_films(
     for episode in sorted(result.episodes, key=lambda e: e.return_)[:count]:
         path, sample = folder / f"{episode.seed}.mp4", result.mode == "sample"
         rows, threads = min(BATCH, len(result.episodes)), torch.get_num_threads()
-        torch.set_num_threads(1 if result.workers > 1 else threads)
+        torch.set_num_threads(1 if result.workers > 1 else threads)  # as it was judged: workers have one thread each
+        shown = {"rendered": rendered, "env_id": result.env_id, "fps": 2 * FPS}
         try:
-            filmed = drive_video(
-                pilot,
-                path,
-                episode.seed,
-                sample=sample,
-                rendered=rendered,
-                env_id=result.env_id,
-                fps=2 * FPS,
-                rows=rows,
-            )
+            filmed = drive_video(pilot, path, episode.seed, sample=sample, rows=rows, **shown)
         finally:
             torch.set_num_threads(threads)
         yield path, float(filmed.rewards.sum(dtype=np.float64))

@@ -81,9 +81,12 @@ def learn_policy(
     return average.into("policy", policy) if o.average else policy
 
 
-def fresh_agent(agent: Agent, replay: Replay, members: int, seed: int, note: Note) -> Agent | None:
+def fresh_agent(
+    agent: Agent, replay: Replay, members: int, seed: int, note: Note, world: str = "this run's world"
+) -> Agent | None:
     """The world of `agent`, and a policy of so many `members` that learned in its dreams alone, which begin where the
-    newest episodes of `replay` were; None where it remembers no whole one. `agent` stays as it is."""
+    newest episodes of `replay` were; None where it remembers no whole one. `agent` stays as it is. `world`: what the
+    card calls it."""
     seen, c = look_back(agent, replay, FROM, FROM_EACH), agent.config
     if seen is None:
         return None
@@ -91,7 +94,7 @@ def fresh_agent(agent: Agent, replay: Replay, members: int, seed: int, note: Not
     made.config = replace(c, policy=replace(c.policy, members=members))
     made.policy = learn_policy(made.world, made.spaces, seen.states, made.config, c.relearn, c.seed + seed, note)
     made.card = {
-        "learning": f"a fresh policy (actor-critics: {members}), {c.relearn} updates in dreams of this run's world, "
+        "learning": f"a fresh policy (actor-critics: {members}), {c.relearn} updates in dreams of {world}, "
         "frozen; no replay value loss; the world learned from what the run's own policy lived"
     }
     return made

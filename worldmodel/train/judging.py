@@ -148,7 +148,7 @@ class Judging:
     def _fresh(self, members: int, world_updates: int = 0) -> Agent | None:
         """An agent with a fresh policy, in a fresh world if that is to learn at all; None when there is nothing to
         dream of, or a signal stopped it."""
-        run, seed = self.run, self.renewals
+        run, seed, world = self.run, self.renewals, "this run's world"
 
         def note(name: str, updates: int) -> Callable[..., None]:
             def noted(update: int, metrics: dict[str, Tensor]) -> None:
@@ -168,8 +168,9 @@ class Judging:
                 with run.clock("world"):
                     noted = note("world", world_updates)
                     agent.world = learn_world(agent, run.replay, world_updates, run.config.seed + seed, noted)
+                world = f"a fresh world, {world_updates} updates on all that this run remembers"
             with run.clock("dream"):
-                return fresh_agent(agent, run.replay, members, seed, note("policy", run.config.relearn))
+                return fresh_agent(agent, run.replay, members, seed, note("policy", run.config.relearn), world)
         except _StoppedError:
             return None
 
