@@ -112,6 +112,7 @@ def test_a_ranking_of_many_and_of_few(result: dict) -> None:
     assert not [pair for pair in many["reversals"] if several.RANDOM not in pair]
     wrong = several.rank(agents(9, sign=-1.0))
     assert wrong["metrics"]["spearman"]["value"] < 0 and wrong["reversals"]
+    assert set(many["metrics"]) == set(several.MEANING), "every number is explained"
     page = several.html(wrong, "<b>")
     assert "&lt;b&gt;" in page and "<b>" not in page and "agent 8" in page and "reverses" in page
 

@@ -24,6 +24,18 @@ Json = dict[str, Any]
 
 RANDOM = "uniformly random actions"
 
+MEANING = {
+    "pearson": "linear correlation of dreamed and real returns (SRCC, Kadian et al. 2020); 1 is best",
+    "spearman": "correlation of the two orders; 1 is best",
+    "kendall": "pairs in the same order less pairs reversed, as a share of all; 1 is best",
+    "mmrv": "the worst reversal that a policy is in, in units of real return as a share of the scale, on average over "
+    "policies (SIMPLER, Li et al. 2024); 0 is best",
+    "regret_at_1": "real return lost by taking the dream's favourite, as a share of the real spread; 0 is best",
+    "regret_at_3": "the same for the best of the dream's three favourites; 0 is best",
+    "pairwise_accuracy": "pairs that the dream puts in the real order, as a share of all; 1 is best",
+}
+"""What the numbers of a ranking say."""
+
 
 def read(folder: Path) -> Json:
     """The gap.json in `folder`, in its subfolder `gap`, or at that very path. Raises UsageError when there is none, or
@@ -166,9 +178,14 @@ def html(result: Json, title: str) -> str:
         rows = [[r["name"], r["a"], r["b"], _change(r).strip(" ()") or "not paired"] for r in result["rows"]]
         return page(title, table(["", "A", "B", "change, B - A"], rows))
     points = [(row["real"], row["dream"]) for row in result["policies"]]
-    body = dots(points, "real return", "dreamed return", "dreamed against real return of every policy")
+    metrics = [
+        [f"{name.replace('_', ' ')}: {meaning}", _value(result["metrics"][name])] for name, meaning in MEANING.items()
+    ]
+    body = f"<p>Does the dream order them as reality does? Every dot is a policy: its mean return over " \
+           f"{result['horizon']} steps in its own dream and in reality, from its own real moments.</p>"  # fmt: skip
+    body += dots(points, "real return", "dreamed return", "dreamed against real return of every policy")
     body += table(["policy", "dream", "reality"], [[r["name"], r["dream"], r["real"]] for r in result["policies"]])
-    body += table(["", "value"], [[name.replace("_", " "), _value(m)] for name, m in result["metrics"].items()])
+    body += table(["", "value [95 % interval]"], metrics)
     if not result["conclusive"]:
         body = f"<p><strong>Inconclusive: {result['n']} policies, at least {result['fewest']} are needed." \
                f"</strong></p>{body}"  # fmt: skip
