@@ -364,6 +364,12 @@ def test_each_life_has_states_of_its_own() -> None:
     assert again.gather(np.array([~10]))[0].state[0, 0] == 200
 
 
+def test_bug_a_run_stopped_before_its_first_step_could_not_save_its_states() -> None:
+    made = replay()
+    assert made.states().shape == (0, STATE) and made.states().dtype == np.float16
+    made.restore_states(made.states())
+
+
 def test_half_of_the_sequences_are_mirrored_but_the_newest_steps_come_as_they_were() -> None:
     made = mirrored(online=1)
     drawn = [made.sample(5)[1] for _ in range(200)]

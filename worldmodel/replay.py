@@ -177,7 +177,9 @@ class Replay:
 
     def states(self) -> np.ndarray:
         """(len, S) float16: the remembered states, oldest first; (len, 2 S) with those of the mirrored life."""
-        return self.rows(self.total - len(self), self.total, ["state"])["state"].reshape(len(self), -1)
+        return self.rows(self.total - len(self), self.total, ["state"])["state"].reshape(
+            len(self), self.lives * self.state_size
+        )
 
     def restore_states(self, states: np.ndarray) -> None:
         """The inverse of `states`, once the steps are back; of more states than steps, the newest count."""

@@ -388,4 +388,4 @@ def test_what_is_collected_is_aligned(discrete: bool, random: bool) -> None:
     if not random:
         states = replay.rows(0, replay.total, ["state", "is_first", "action"])
         ended = ~states["action"].any(-1) if not discrete else states["action"].sum(-1) == 0
-        assert (np.abs(states["state"]).sum(-1) > 0).tolist() == (~ended).tolist()
+        assert (np.abs(states["state"]).sum((-2, -1)) > 0).tolist() == (~ended).tolist()
