@@ -316,8 +316,9 @@ PRESETS: dict[str, Config] = {
     "carracing": Config(
         env=EnvConfig(read_score=True, see_time=True),
         world=WorldConfig(vector_layers=1),
-        policy=PolicyConfig(final_discount=0.998, final_entropy=1e-4, replay_value=1.0),
+        policy=PolicyConfig(final_discount=0.998, final_entropy=1e-4, replay_value=1.0, beliefs=4),
         optim=OptimConfig(policy_lr=3e-4, decay=0.3),
+        replay=ReplayConfig(mirror=True),
         minutes=53.0,
         frames=100_000,
         train_every=2.4,
@@ -351,9 +352,15 @@ PRESETS: dict[str, Config] = {
 `debug` runs in seconds, those named by a size are DreamerV3's; `world-models` is the main job with the other world,
 `world-models-cma` that with a controller that CMA-ES evolves, and `world-models-2018` the latter in the frozen regime
 with the published sizes."""
-PRESETS["carracing-fast"] = replace(PRESETS["carracing"], minutes=18.0, relearn=0, relearn_times=1, eval_minutes=4.5)
+# Without the mirror: learning from both sides takes longer at first.
+PRESETS["carracing-fast"] = replace(
+    PRESETS["carracing"], minutes=18.0, relearn=0, relearn_times=1, eval_minutes=4.5, replay=ReplayConfig()
+)
 PRESETS["world-models"] = replace(
-    PRESETS["carracing"], world=WorldConfig(kind="vae-mdn-rnn"), world_models=WorldModelsConfig(kl_scale=0.1)
+    PRESETS["carracing"],
+    world=WorldConfig(kind="vae-mdn-rnn"),
+    world_models=WorldModelsConfig(kl_scale=0.1),
+    replay=ReplayConfig(),
 )
 # Without averaged weights: the controller that is judged meets the very world that it evolved in.
 PRESETS["world-models-cma"] = replace(
