@@ -43,7 +43,8 @@ class Mirror:
     def of_env(cls, env: gym.Env, spaces: Spaces) -> Mirror:
         """That of a wrapped environment. Raises UsageError where left and right are not known."""
         if not is_car_racing(env) or spaces.discrete or spaces.actions != 2:
-            raise UsageError(f"--replay.mirror knows left and right of a steered CarRacing only, not of {env.unwrapped}")
+            task = env.unwrapped
+            raise UsageError(f"--replay.mirror knows left and right of a steered CarRacing only, not of {task}")
         return cls.of(spaces)
 
     def observation(self, name: str, values: np.ndarray) -> np.ndarray:
