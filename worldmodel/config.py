@@ -99,8 +99,8 @@ class WorldModelsConfig:
     """Gaussians in a mixture (World Models: 5)."""
     joint: bool = False
     """One mixture over the whole of z, instead of one for each of its dimensions (World Models' code)."""
-    change: bool = False
-    """The mixture's means are changes of the last z (ours; World Models: z itself)."""
+    residual: bool = False
+    """The mixture's means are relative to the last z (ours; World Models: z itself)."""
     dropout: float = 0.0
     """Share of the LSTM's candidate values dropped while M learns and while it dreams, never while it filters real
     observations (Wellmer and Kwok 2021, "Dropout's Dream Land"; World Models: 0)."""

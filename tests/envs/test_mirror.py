@@ -90,6 +90,6 @@ def test_score_and_time_have_no_sides(mirror: Mirror) -> None:
 @pytest.mark.parametrize("config", [EnvConfig("Pendulum-v1"), EnvConfig("worldmodel/Corridor-v0")])
 def test_where_left_and_right_are_not_known_it_is_refused(config: EnvConfig) -> None:
     made = make(config)
-    with pytest.raises(UsageError, match=r"--replay\.mirror knows left and right of a steered CarRacing only"):
+    with pytest.raises(UsageError, match=r"--replay\.mirror knows left and right .*--replay\.no-mirror turns it off"):
         Mirror.of_env(made, Spaces.of(made))
     made.close()

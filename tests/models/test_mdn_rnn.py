@@ -179,8 +179,8 @@ def test_actions_beyond_one_count_as_one() -> None:
     expect_equal(made.embed(z, torch.tensor([[5.0, -0.5]])), made.embed(z, torch.tensor([[1.0, -0.5]])))
 
 
-def test_means_may_be_changes_of_the_last_z(joint: bool) -> None:
-    plain, made = MDNRNN(D, 2, 7, K, joint), MDNRNN(D, 2, 7, K, joint, change=True)
+def test_means_may_be_relative_to_the_last_z(joint: bool) -> None:
+    plain, made = MDNRNN(D, 2, 7, K, joint), MDNRNN(D, 2, 7, K, joint, residual=True)
     made.load_state_dict(plain.state_dict())  # not a parameter more
     hidden, before = torch.randn(3, 7), torch.randn(3, D)
     absolute, relative = plain.mixture(hidden, before), made.mixture(hidden, before)
@@ -231,10 +231,10 @@ def remembered(made: MDNRNN, z: Tensor, action: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("change", [False, True])
-def test_a_deterministic_sequence_is_learned(joint: bool, change: bool) -> None:
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_deterministic_sequence_is_learned(joint: bool, residual: bool) -> None:
     """... and dreamed: ten steps on its own, at the noise that was in it."""
-    made = MDNRNN(2, 1, 24, K, joint, change)
+    made = MDNRNN(2, 1, 24, K, joint, residual)
     optimizer = torch.optim.Adam(made.parameters(), 1e-2)
     for _ in range(250):
         z, action = circle(5, 64)

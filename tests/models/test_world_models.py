@@ -134,9 +134,9 @@ def test_features_are_z_and_h() -> None:
 # -- the loss ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [False, True])
-def test_every_term_of_the_loss(change: bool, noiseless: None) -> None:
-    made = vae_mdn_rnn("both", kl_floor=0.1, kl_scale=0.3, change=change)
+@pytest.mark.parametrize("residual", [False, True])
+def test_every_term_of_the_loss(residual: bool, noiseless: None) -> None:
+    made = vae_mdn_rnn("both", kl_floor=0.1, kl_scale=0.3, residual=residual)
     whole = batch(made, "both", 5, 4)
     loss, metrics, states = made.loss(whole)
     posterior = made.vae.encode({n: v.flatten(0, 1) for n, v in whole.obs.items()})
@@ -198,10 +198,10 @@ def test_a_batch_of_first_steps_alone_has_nothing_to_foretell() -> None:
 # -- dreams -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("joint", [False, True])
-def test_tempered_dreams(joint: bool, change: bool) -> None:
-    made = vae_mdn_rnn("vector", joint=joint, change=change)
+def test_tempered_dreams(joint: bool, residual: bool) -> None:
+    made = vae_mdn_rnn("vector", joint=joint, residual=residual)
     start, plan = state_of(made, 4), action(False, 5, 4)
     step = made.tempered(1e-8).imagine(start, plan[0]).state
     expect_equal(step[:, :D], made.memory.mixture(step[:, D : D + N], start[:, :D]).mode(), 1e-3)

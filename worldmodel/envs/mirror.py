@@ -43,8 +43,10 @@ class Mirror:
     def of_env(cls, env: gym.Env, spaces: Spaces) -> Mirror:
         """That of a wrapped environment. Raises UsageError where left and right are not known."""
         if not is_car_racing(env) or spaces.discrete or spaces.actions != 2:
-            task = env.unwrapped
-            raise UsageError(f"--replay.mirror knows left and right of a steered CarRacing only, not of {task}")
+            raise UsageError(
+                f"--replay.mirror knows left and right of a steered CarRacing only, not of {env.unwrapped}: "
+                "--replay.no-mirror turns it off"
+            )
         return cls.of(spaces)
 
     def observation(self, name: str, values: np.ndarray) -> np.ndarray:

@@ -72,15 +72,15 @@ class MDNRNN(nn.Module):
     """The LSTM and its mixture head; 422,368 parameters at the sizes of the paper's CarRacing.
 
     Args:
-        latent: D, width of z. actions: A. memory: N, width of the LSTM. mixtures: K. joint: see `Mixture`. change: the
-            means are relative to the z before (ours): that most things stay as they are need not be learned.
+        latent: D, width of z. actions: A. memory: N, width of the LSTM. mixtures: K. joint: see `Mixture`. residual:
+            the means are relative to the z before (ours): that most things stay as they are need not be learned.
     """
 
     def __init__(
-        self, latent: int, actions: int, memory: int, mixtures: int, joint: bool = False, change: bool = False
+        self, latent: int, actions: int, memory: int, mixtures: int, joint: bool = False, residual: bool = False
     ):
         super().__init__()
-        self.latent, self.mixtures, self.joint, self.change = latent, mixtures, joint, change
+        self.latent, self.mixtures, self.joint, self.residual = latent, mixtures, joint, residual
         # One matrix of the gates, split: what z and the action add needs no recurrence.
         fan_in = latent + actions + memory
         self.from_input = Linear(latent + actions, 4 * memory, fan_in=fan_in)
@@ -111,6 +111,6 @@ class MDNRNN(nn.Module):
         logits, mean, log_sigma = raw.split([raw.shape[-1] - 2 * size, size, size], -1)
         mean, log_sigma = (x.unflatten(-1, (self.latent, self.mixtures)) for x in (mean, log_sigma))
         logits = logits.unflatten(-1, (-1, self.mixtures))
-        if self.change:
+        if self.residual:
             mean = mean + before.unsqueeze(-1)
         return Mixture(logits, mean, LOWEST + F.softplus(log_sigma - LOWEST))

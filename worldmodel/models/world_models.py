@@ -53,7 +53,7 @@ class VaeMdnRnn(WorldModel):
         c = config
         self.config, self.precision, self.dropout = config, precision, config.dropout
         self.vae = VAE(observations, c)
-        self.memory = MDNRNN(c.latent, actions, c.memory, c.mixtures, c.joint, c.change)
+        self.memory = MDNRNN(c.latent, actions, c.memory, c.mixtures, c.joint, c.residual)
         if c.random_memory:
             self.memory.from_input.requires_grad_(False)
             self.memory.from_hidden.requires_grad_(False)
