@@ -99,8 +99,11 @@ class WorldModelsConfig:
     """Gaussians in a mixture (World Models: 5)."""
     joint: bool = False
     """One mixture over the whole of z, instead of one for each of its dimensions (World Models' code)."""
-    residual: bool = False
-    """The mixture's means are relative to the last z (ours; World Models: z itself)."""
+    mixture_layers: int = 0
+    """Hidden layers between the LSTM and the mixture, which then sees the last z and the action as well (ours; World
+    Models: 0, straight from the LSTM)."""
+    mixture_scale: float = 1.0
+    """Weight of the mixture's loss, which is in nats per dimension of z (World Models: 1)."""
     dropout: float = 0.0
     """Share of the LSTM's candidate values dropped while M learns and while it dreams, never while it filters real
     observations (Wellmer and Kwok 2021, "Dropout's Dream Land"; World Models: 0)."""
@@ -359,7 +362,7 @@ PRESETS["carracing-fast"] = replace(
 PRESETS["world-models"] = replace(
     PRESETS["carracing"],
     world=WorldConfig(kind="vae-mdn-rnn"),
-    world_models=WorldModelsConfig(kl_scale=0.1),
+    world_models=WorldModelsConfig(kl_scale=0.1, mixture_layers=1, mixture_scale=8.0),
     replay=ReplayConfig(),
 )
 # Without averaged weights: the controller that is judged meets the very world that it evolved in.

@@ -179,27 +179,30 @@ def test_actions_beyond_one_count_as_one() -> None:
     expect_equal(made.embed(z, torch.tensor([[5.0, -0.5]])), made.embed(z, torch.tensor([[1.0, -0.5]])))
 
 
-def test_means_may_be_relative_to_the_last_z(joint: bool) -> None:
-    plain, made = MDNRNN(D, 2, 7, K, joint), MDNRNN(D, 2, 7, K, joint, residual=True)
-    made.load_state_dict(plain.state_dict())  # not a parameter more
-    hidden, before = torch.randn(3, 7), torch.randn(3, D)
-    absolute, relative = plain.mixture(hidden, before), made.mixture(hidden, before)
-    expect_equal(relative.mean, absolute.mean + before[:, :, None])
-    expect_equal(relative.logits, absolute.logits)
-    expect_equal(relative.log_sigma, absolute.log_sigma)
-    expect_equal(relative.log_prob(before + 0.3), absolute.log_prob(torch.full((3, D), 0.3)), 1e-4)
+def test_the_mixture_follows_from_the_memory_alone_unless_there_are_layers(joint: bool) -> None:
+    plain, made = (MDNRNN(D, 2, 7, K, joint, layers) for layers in (0, 1))
+    hidden, before, action = torch.randn(3, 7), torch.randn(3, D), torch.rand(3, 2)
+    for changed in ((before + 1, action), (before, -action)):
+        one, two = (plain.mixture(hidden, *seen).mean for seen in ((before, action), changed))
+        assert torch.equal(one, two)
+        one, two = (made.mixture(hidden, *seen).mean for seen in ((before, action), changed))
+        assert bool((one != two).flatten(1).any(-1).all())
+    beyond, one = torch.full((3, 2), 4.0), torch.ones(3, 2)
+    expect_equal(made.mixture(hidden, before, beyond).mean, made.mixture(hidden, before, one).mean)
+    assert torch.autograd.grad(made.mixture(hidden, before, beyond.requires_grad_()).mean.sum(), beyond)[0].any()
 
 
 def test_sigma_never_vanishes(joint: bool) -> None:
     made = MDNRNN(D, 2, 7, K, joint)
     with torch.no_grad():
         made.head.bias.fill_(-100.0)
-    found = made.mixture(torch.randn(3, 7), torch.zeros(3, D))
+    found = made.mixture(torch.randn(3, 7), torch.zeros(3, D), torch.zeros(3, 2))
     assert found.mean.shape == found.log_sigma.shape == (3, D, K)
     assert found.logits.shape == (3, 1 if joint else D, K) and bool((found.log_sigma >= LOWEST).all())
     with torch.no_grad():
         made.head.bias.fill_(1.0)  # where sigmas usually are, the bound is not felt
-        expect_equal(made.mixture(torch.zeros(1, 7), torch.zeros(1, D)).log_sigma, torch.ones(1, D, K), 1e-3)
+        nothing = (torch.zeros(1, 7), torch.zeros(1, D), torch.zeros(1, 2))
+        expect_equal(made.mixture(*nothing).log_sigma, torch.ones(1, D, K), 1e-3)
 
 
 def test_dropout_forgets_no_memory() -> None:
@@ -231,14 +234,14 @@ def remembered(made: MDNRNN, z: Tensor, action: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_a_deterministic_sequence_is_learned(joint: bool, residual: bool) -> None:
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_deterministic_sequence_is_learned(joint: bool, layers: int) -> None:
     """... and dreamed: ten steps on its own, at the noise that was in it."""
-    made = MDNRNN(2, 1, 24, K, joint, residual)
+    made = MDNRNN(2, 1, 24, K, joint, layers)
     optimizer = torch.optim.Adam(made.parameters(), 1e-2)
-    for _ in range(250):
+    for _ in range(400):
         z, action = circle(5, 64)
-        loss = -made.mixture(remembered(made, z, action), z[:-1]).log_prob(z[1:]).mean()
+        loss = -made.mixture(remembered(made, z, action), z[:-1], action).log_prob(z[1:]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -250,5 +253,5 @@ def test_a_deterministic_sequence_is_learned(joint: bool, residual: bool) -> Non
     with torch.no_grad():
         for t in range(10):
             hidden, cell = made(made.embed(now, action[t]), hidden, cell)
-            now = made.mixture(hidden, now).sample()
+            now = made.mixture(hidden, now, action[t]).sample()
     assert ((now.sign() == z[-1].sign()).all(-1).float().mean() > 0.9) and (now - z[-1]).abs().median() < 0.15

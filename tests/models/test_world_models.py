@@ -67,7 +67,8 @@ def test_presets_build(name: str, parameters: int) -> None:
     assert isinstance(made.world, VaeMdnRnn) and made.world.width == 32 + 256 + 256
     sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in made.world.named_children()}
     assert sizes["vae"] == parameters if name.endswith("2018") else sizes["vae"] < parameters
-    assert sizes["memory"] == 422_368
+    layer = (32 + 3 + 256 + 2) * 256 if config.world_models.mixture_layers else 0  # ours; and a bias and a norm
+    assert sizes["memory"] == 422_368 + layer
     actor = made.policy.actor if config.policy.kind == "evolution" else made.policy.actor[0][0]
     assert actor.in_features == 288  # the controller's inputs, z and h
     assert "mdn-rnn" in repr(made) and "vae" in repr(made)
@@ -134,9 +135,9 @@ def test_features_are_z_and_h() -> None:
 # -- the loss ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_every_term_of_the_loss(residual: bool, noiseless: None) -> None:
-    made = vae_mdn_rnn("both", kl_floor=0.1, kl_scale=0.3, residual=residual)
+@pytest.mark.parametrize("layers", [0, 1])
+def test_every_term_of_the_loss(layers: int, noiseless: None) -> None:
+    made = vae_mdn_rnn("both", kl_floor=0.1, kl_scale=0.3, mixture_layers=layers, mixture_scale=2.0)
     whole = batch(made, "both", 5, 4)
     loss, metrics, states = made.loss(whole)
     posterior = made.vae.encode({n: v.flatten(0, 1) for n, v in whole.obs.items()})
@@ -144,10 +145,10 @@ def test_every_term_of_the_loss(residual: bool, noiseless: None) -> None:
     for t in range(5):
         for b in range(4):
             if not whole.is_first[t, b]:
-                before = (states[t - 1] if t else whole.state)[b, :D]
-                total = total - made.memory.mixture(states[t, b, D : D + N], before).log_prob(states[t, b, :D]) / D
+                before = (states[t - 1] if t else whole.state)[b, :D], (whole.action[t - 1] if t else whole.before)[b]
+                total = total - made.memory.mixture(states[t, b, D : D + N], *before).log_prob(states[t, b, :D]) / D
                 known += 1
-    expect_equal(metrics["loss/mixture"], total / known, 1e-4)
+    expect_equal(metrics["loss/mixture"], 2 * total / known, 1e-4)
     kl, raw = floored_kl(posterior, 0.1)
     expect_equal(metrics["loss/kl"], 0.3 * kl.mean(), 1e-4)
     expect_equal(metrics["world/kl"], raw.mean(), 1e-4)
@@ -198,13 +199,13 @@ def test_a_batch_of_first_steps_alone_has_nothing_to_foretell() -> None:
 # -- dreams -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("layers", [0, 1])
 @pytest.mark.parametrize("joint", [False, True])
-def test_tempered_dreams(joint: bool, residual: bool) -> None:
-    made = vae_mdn_rnn("vector", joint=joint, residual=residual)
+def test_tempered_dreams(joint: bool, layers: int) -> None:
+    made = vae_mdn_rnn("vector", joint=joint, mixture_layers=layers)
     start, plan = state_of(made, 4), action(False, 5, 4)
     step = made.tempered(1e-8).imagine(start, plan[0]).state
-    expect_equal(step[:, :D], made.memory.mixture(step[:, D : D + N], start[:, :D]).mode(), 1e-3)
+    expect_equal(step[:, :D], made.memory.mixture(step[:, D : D + N], start[:, :D], plan[0]).mode(), 1e-3)
 
 
 def test_dropout_is_for_dreams_and_may_be_changed() -> None:

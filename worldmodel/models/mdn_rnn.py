@@ -5,8 +5,8 @@
     h, c     0 ------->  h_1 ------> h_2          h_t, c_t = LSTM((z_{t-1}, a_{t-1}), h_{t-1}, c_{t-1})
     mixture              p(z_1|h_1)  p(z_2|h_2)
 
-Differences from the paper: none in the sizes and the mixture; a joint mixture is offered beside the one per dimension,
-and one around the z before.
+Differences from the paper: none in the sizes and the mixture; offered beside them are a joint mixture instead of one
+per dimension, and layers between h and the mixture that see z_{t-1} and a_{t-1} as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.nets import Linear
+from worldmodel.nets import MLP, Linear, NormKind
 
 LOWEST = -7.0
 """No log sigma lies below: a mixture that has learned one z by heart would otherwise grow without bound."""
@@ -72,25 +72,27 @@ class MDNRNN(nn.Module):
     """The LSTM and its mixture head; 422,368 parameters at the sizes of the paper's CarRacing.
 
     Args:
-        latent: D, width of z. actions: A. memory: N, width of the LSTM. mixtures: K. joint: see `Mixture`. residual:
-            the means are relative to the z before (ours): that most things stay as they are need not be learned.
+        latent: D, width of z. actions: A. memory: N, width of the LSTM. mixtures: K. joint: see `Mixture`. layers:
+            hidden ones between h and the mixture; with any, it sees (h_t, z_{t-1}, a_{t-1}) instead of h_t alone
+            (ours): what is only a step ago need not pass through the memory. norm: of these layers.
     """
 
     def __init__(
-        self, latent: int, actions: int, memory: int, mixtures: int, joint: bool = False, residual: bool = False
-    ):
+        self, latent: int, actions: int, memory: int, mixtures: int, joint: bool = False, layers: int = 0,
+        norm: NormKind = "layer",
+    ):  # fmt: skip
         super().__init__()
-        self.latent, self.mixtures, self.joint, self.residual = latent, mixtures, joint, residual
+        self.latent, self.mixtures, self.layers = latent, mixtures, layers
         # One matrix of the gates, split: what z and the action add needs no recurrence.
         fan_in = latent + actions + memory
         self.from_input = Linear(latent + actions, 4 * memory, fan_in=fan_in)
         self.from_hidden = Linear(memory, 4 * memory, bias=False, fan_in=fan_in)
-        self.head = Linear(memory, (mixtures if joint else latent * mixtures) + 2 * latent * mixtures)
+        outputs = (mixtures if joint else latent * mixtures) + 2 * latent * mixtures
+        self.head = MLP(fan_in, memory, layers, outputs, norm) if layers else Linear(memory, outputs)
 
     def embed(self, z: Tensor, action: Tensor) -> Tensor:
-        """z (..., D), action (..., A) -> what they add to the gates (..., 4 N); components of an action beyond one are
-        scaled back, as the environment clips them."""
-        return self.from_input(torch.cat([z, action / action.abs().clamp(min=1).detach()], -1))
+        """z (..., D), action (..., A) -> what they add to the gates (..., 4 N)."""
+        return self.from_input(torch.cat([z, _clipped(action)], -1))
 
     def forward(self, embedded: Tensor, hidden: Tensor, cell: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """One step: embedded (B, 4 N), h (B, N), c (B, N) -> the next h and c, float32.
@@ -105,12 +107,16 @@ class MDNRNN(nn.Module):
         cell = torch.sigmoid(forget + 1) * cell + torch.sigmoid(write) * candidate  # biased to remember
         return torch.sigmoid(show) * torch.tanh(cell), cell
 
-    def mixture(self, hidden: Tensor, before: Tensor) -> Mixture:
-        """The distribution of z_t given h_t (..., N) and z_{t-1} (..., D)."""
-        raw, size = self.head(hidden).float(), self.latent * self.mixtures
+    def mixture(self, hidden: Tensor, before: Tensor, action: Tensor) -> Mixture:
+        """The distribution of z_t given h_t (..., N), z_{t-1} (..., D) and a_{t-1} (..., A)."""
+        known = torch.cat([hidden, before, _clipped(action)], -1) if self.layers else hidden
+        raw, size = self.head(known).float(), self.latent * self.mixtures
         logits, mean, log_sigma = raw.split([raw.shape[-1] - 2 * size, size, size], -1)
         mean, log_sigma = (x.unflatten(-1, (self.latent, self.mixtures)) for x in (mean, log_sigma))
         logits = logits.unflatten(-1, (-1, self.mixtures))
-        if self.residual:
-            mean = mean + before.unsqueeze(-1)
         return Mixture(logits, mean, LOWEST + F.softplus(log_sigma - LOWEST))
+
+
+def _clipped(action: Tensor) -> Tensor:
+    """Components beyond one scaled back, as the environment clips them; their gradient goes on."""
+    return action / action.abs().clamp(min=1).detach()

@@ -53,7 +53,7 @@ class VaeMdnRnn(WorldModel):
         c = config
         self.config, self.precision, self.dropout = config, precision, config.dropout
         self.vae = VAE(observations, c)
-        self.memory = MDNRNN(c.latent, actions, c.memory, c.mixtures, c.joint, c.residual)
+        self.memory = MDNRNN(c.latent, actions, c.memory, c.mixtures, c.joint, c.mixture_layers, c.norm)
         if c.random_memory:
             self.memory.from_input.requires_grad_(False)
             self.memory.from_hidden.requires_grad_(False)
@@ -63,7 +63,7 @@ class VaeMdnRnn(WorldModel):
         self.cont = MLP(features, c.units, c.head_layers, 1, c.norm)
 
     def initial(self, batch: int) -> Tensor:
-        return torch.zeros(batch, self.width, device=self.memory.head.weight.device)
+        return torch.zeros(batch, self.width, device=self.memory.from_input.weight.device)
 
     def features(self, state: Tensor) -> Tensor:
         return state[..., : self.config.latent] if self.config.see == "z" else self._known(state)
@@ -79,7 +79,7 @@ class VaeMdnRnn(WorldModel):
         with self._cast(state):
             z, hidden, cell = self._split(state)
             hidden, cell = self.memory(self.memory.embed(z, action), hidden, cell, self.dropout)
-            z = self.memory.mixture(hidden, z).tempered(temperature).sample()
+            z = self.memory.mixture(hidden, z, action).tempered(temperature).sample()
         return torch.cat([z, hidden, cell], -1)
 
     def outcome(self, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,7 @@ class VaeMdnRnn(WorldModel):
             z = seen.detach()  # M's gradients end here
             before = torch.cat([self._split(batch.state)[0][None], z[:-1]])
             hidden, cell = self._remember(batch, before)
-            mixture = self.memory.mixture(hidden, before)
+            mixture = self.memory.mixture(hidden, before, batch.previous_action())
             features = torch.cat([z, hidden], -1)
             reward = TwoHot(self.reward(features)).loss(batch.reward).mean()
             cont = self.cont(features).float().squeeze(-1)
@@ -112,7 +112,7 @@ class VaeMdnRnn(WorldModel):
         for name, prediction in pictures.items():
             terms[f"rec_{name}"] = reconstruction_loss(prediction, batch.obs[name][chosen].flatten(0, 1)).mean()
         kl = floored_kl(posterior, c.kl_floor)[0].mean()
-        terms |= {"kl": c.kl_scale * kl, "mixture": self._surprise(mixture, batch, z)}
+        terms |= {"kl": c.kl_scale * kl, "mixture": c.mixture_scale * self._surprise(mixture, batch, z)}
         metrics = {f"loss/{name}": term.detach() for name, term in terms.items()}
         states = torch.cat([z, hidden, cell], -1).detach()
         return torch.stack(list(terms.values())).sum(), metrics | self._health(posterior), states
