@@ -6,6 +6,11 @@ The world of the run's best agent is frozen. For every temperature and seed a fr
 alone, as configured in the run otherwise, and is then judged in the dream that taught it, in the dream at temperature
 1, and in reality. Beside it: the policy that the run itself learned with that world, and an untrained one.
 
+The dropout of dreams is varied in the same way where the world has one (Wellmer and Kwok's "Dropout's Dream Land",
+2021), and beside actor-critics linear controllers can evolve (CMA-ES) in the same frozen world:
+
+python -m benchmarks.temperatures runs/world-models --temperatures 1 --dropouts 0 0.05 0.1 0.2 --generations 200
+
 Dreams begin where the run has been: every episode of its replay memory is filtered once more, by the frozen world (the
 states that the replay remembers were written by older versions of it), and steps spread evenly over each are kept.
 Every tenth episode is held out from the policies: from there, the same 256 states for all, dreams are judged.
@@ -19,9 +24,10 @@ import argparse
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -46,13 +52,18 @@ from worldmodel.train.schedule import fast_precision
 
 TEMPERATURES = (0.5, 0.8, 1.0, 1.15, 1.3, 1.5)
 HELD_OUT, JUDGED_FROM = 10, 256
-WATCHED = ("dream/reward", "policy/value", "policy/entropy")
+WATCHED = ("dream/reward", "policy/value", "policy/entropy", "evolution/return", "evolution/best")
+LEARNED = ("learned", "evolved")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a training run, with its replay")
     parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
+    parser.add_argument(
+        "--dropouts", type=float, nargs="+", default=(0.0,), help="of the dreams, with every temperature"
+    )
+    parser.add_argument("--generations", type=int, default=0, help="also evolve a controller, for so many generations")
     parser.add_argument("--seeds", type=int, nargs="+", default=(1,))
     parser.add_argument("--updates", type=int, default=1000, help="of every policy")
     parser.add_argument("--members", type=int, default=1, help="of a policy that learns; more act by their mean")
@@ -65,19 +76,36 @@ def main() -> None:
     began = time.perf_counter()
     stage = prepare(args.run, args.per_episode, args.horizon, args.episodes, args.members)
     print(f"{len(stage.starts)} states to dream from, in {time.perf_counter() - began:.0f} s", flush=True)
-    result = begin(args.json, stage, args.updates, args.per_episode)
-    done = {(row["policy"], row["temperature"], row["seed"]) for row in result["rows"]}
-    for name, temperature, seed in plan(stage.config, args.temperatures, args.seeds):
-        if (name, temperature, seed) in done:
+    if any(args.dropouts) and not hasattr(stage.world, "dropout"):
+        raise UsageError("--dropouts: only dreams of a vae-mdn-rnn know dropout; leave it out for this run")
+    result = begin(args.json, stage, args.updates, args.per_episode, args.generations)
+    done = {Row(row["policy"], row["temperature"], row.get("dropout", 0.0), row["seed"]) for row in result["rows"]}
+    for asked in plan(stage.config, args.temperatures, args.dropouts, args.seeds, bool(args.generations)):
+        if asked in done:
             continue
-        row, pilot = one(stage, name, temperature, seed, args.updates)
+        row, pilot = one(stage, asked, args.generations if asked.policy == "evolved" else args.updates)
         result["rows"].append(row)
         if args.json:
             storage.write_file(args.json, result)
-        if args.agents and name == "learned":
-            pilot.save(args.agents / f"temperature-{temperature:g}-seed-{seed}", {"temperatures": row})
-        print(f"{name} {temperature} {seed}: real {row['real']['mean']:.1f}, {row['seconds']:.0f} s", flush=True)
+        if args.agents and asked.policy in LEARNED:
+            pilot.save(args.agents / asked.folder, {"temperatures": row})
+        print(f"{asked}: real {row['real']['mean']:.1f}, {row['seconds']:.0f} s", flush=True)
     print(table(result["rows"], args.horizon))
+
+
+class Row(NamedTuple):
+    """What a row is about."""
+
+    policy: str
+    temperature: float | None
+    dropout: float
+    seed: int | None
+
+    @property
+    def folder(self) -> str:
+        parts = ["evolved"] if self.policy == "evolved" else []
+        parts += [f"temperature-{self.temperature:g}"] + ([f"dropout-{self.dropout:g}"] if self.dropout else [])
+        return "-".join([*parts, f"seed-{self.seed}"])
 
 
 @dataclass(frozen=True)
@@ -116,7 +144,7 @@ def prepare(run: Path, per_episode: int, horizon: int, episodes: int, members: i
                  episodes)  # fmt: skip
 
 
-def begin(path: Path | None, stage: Stage, updates: int, per_episode: int) -> dict[str, Any]:
+def begin(path: Path | None, stage: Stage, updates: int, per_episode: int, generations: int = 0) -> dict[str, Any]:
     """The table so far. Raises UsageError when the file holds one that was made otherwise."""
     p, o = stage.config.policy, stage.config.optim
     facts = {
@@ -127,7 +155,7 @@ def begin(path: Path | None, stage: Stage, updates: int, per_episode: int) -> di
             "precision": stage.config.precision, "replay_value_of_the_run": stage.agent.config.policy.replay_value,
             "per_episode": per_episode, "horizon": stage.horizon, "episodes": stage.episodes, "mode": "mode",
             "tracks": TRACKS["select"],
-        },
+        } | ({"generations": generations, "evolution": asdict(stage.config.evolution)} if generations else {}),
         "world": {"agent_version": stage.agent.version, "cost": stage.agent.card.get("cost")},
         "starts": len(stage.starts), "judged_from": len(stage.judged_from),
     }  # fmt: skip
@@ -143,42 +171,60 @@ def begin(path: Path | None, stage: Stage, updates: int, per_episode: int) -> di
     return old
 
 
-def plan(config: Config, temperatures: list[float], seeds: list[int]) -> Iterator[tuple[str, float | None, int | None]]:
-    """(policy, temperature that taught it, seed) of every row; all temperatures of a seed before the next seed."""
-    yield "the run's own", config.policy.temperature, None
+def plan(
+    config: Config, temperatures: list[float], dropouts: list[float], seeds: list[int], evolve: bool = False
+) -> Iterator[Row]:
+    """All rows; all temperatures of a seed before the next seed."""
+    yield Row("the run's own", config.policy.temperature, config.world_models.dropout, None)
     for seed in seeds:
-        yield "untrained", None, seed
-        for temperature in temperatures:
-            yield "learned", temperature, seed
+        yield Row("untrained", None, 0.0, seed)
+        for name in LEARNED[: 1 + evolve]:
+            for temperature in temperatures:
+                yield from (Row(name, temperature, dropout, seed) for dropout in dropouts)
 
 
-def one(
-    stage: Stage, name: str, temperature: float | None, seed: int | None, updates: int
-) -> tuple[dict[str, Any], Agent]:
-    """A row and its agent."""
+def one(stage: Stage, asked: Row, updates: int) -> tuple[dict[str, Any], Agent]:
+    """A row and its agent, after so many updates (evolved: generations)."""
     began, curve = time.perf_counter(), []
     pilot = stage.agent.fork()
-    if name == "untrained":
-        pilot.policy = policy_in(stage.world, pilot.spaces, stage.config, seed)
-    elif name == "learned":
-        policy = replace(stage.config.policy, temperature=temperature)
+    if asked.policy == "untrained":
+        pilot.policy = policy_in(stage.world, pilot.spaces, stage.config, asked.seed)
+    elif asked.policy in LEARNED:
+        kind = "evolution" if asked.policy == "evolved" else "actor-critic"
+        policy = replace(stage.config.policy, temperature=asked.temperature, kind=kind)
         config = replace(stage.config, policy=policy)
         pilot.config = replace(pilot.config, policy=policy)
 
         def note(update: int, metrics: dict[str, Tensor]) -> None:
             if update % max(1, updates // 20) == 0:
-                curve.append({"update": update} | {key: round(float(metrics[key]), 4) for key in WATCHED})
+                seen = {key: round(float(metrics[key]), 4) for key in WATCHED if key in metrics}
+                curve.append({"update": update} | seen)
 
-        pilot.policy = learn_policy(stage.world, pilot.spaces, stage.starts, config, updates, seed, note)
+        with dropping(stage.world, asked.dropout):
+            pilot.policy = learn_policy(stage.world, pilot.spaces, stage.starts, config, updates, asked.seed, note)
     pilot.policy.precision = torch.float32
     learned = time.perf_counter()
-    row = {"policy": name, "temperature": temperature, "seed": seed} | judge(stage, pilot, temperature or 1.0)
+    row = asked._asdict() | judge(stage, pilot, asked.temperature or 1.0, asked.dropout)
     seconds = {"learning_seconds": learned - began, "seconds": time.perf_counter() - began}
     return row | {key: round(value, 1) for key, value in seconds.items()} | {"curve": curve}, pilot
 
 
-def judge(stage: Stage, pilot: Agent, temperature: float) -> dict[str, Any]:
-    """Mean returns: dreamed over `horizon` agent steps at both temperatures, and of whole real episodes.
+@contextmanager
+def dropping(world: WorldModel, dropout: float) -> Iterator[None]:
+    """Dreams of `world` with that dropout, for a while; 0 where a world has none."""
+    was = getattr(world, "dropout", None)
+    if was is not None:
+        world.dropout = dropout
+    try:
+        yield
+    finally:
+        if was is not None:
+            world.dropout = was
+
+
+def judge(stage: Stage, pilot: Agent, temperature: float, dropout: float) -> dict[str, Any]:
+    """Mean returns: dreamed over `horizon` agent steps as the policy learned, and at temperature 1 without dropout, and
+    of whole real episodes.
 
     `real_per_horizon` is what reality paid on average in as many steps, over the whole of its episodes: dreams begin
     elsewhere, so a dream that pays a little more is no proof of anything, one that pays far more than that is.
@@ -187,37 +233,39 @@ def judge(stage: Stage, pilot: Agent, temperature: float) -> dict[str, Any]:
     result = evaluate(pilot, seeds)
     steps = sum(episode.length for episode in result.episodes)
     return {
-        "dream": dreamed(stage, pilot, temperature), "dream_at_1": dreamed(stage, pilot, 1.0),
+        "dream": dreamed(stage, pilot, temperature, dropout), "dream_at_1": dreamed(stage, pilot, 1.0, 0.0),
         "real_per_horizon": float(result.returns.sum()) / steps * stage.horizon,
         "real": result.summary() | {"laps_finished": result.laps_finished, "returns": result.returns.tolist()},
     }  # fmt: skip
 
 
-def dreamed(stage: Stage, pilot: Agent, temperature: float) -> float:
+def dreamed(stage: Stage, pilot: Agent, temperature: float, dropout: float) -> float:
     """Mean return of dreams in which `pilot` takes its likeliest actions; the same starts and noise for everyone."""
-    world, states = stage.agent.world, stage.judged_from
-    world = world if temperature == 1 else world.tempered(temperature)
+    bare, states = stage.agent.world, stage.judged_from
+    world = bare if temperature == 1 else bare.tempered(temperature)
     noise = RowNoise([generator(0, row) for row in range(len(states))])
-    with torch.no_grad(), local_randomness(0, states.device), noise:
+    with torch.no_grad(), local_randomness(0, states.device), noise, dropping(bare, dropout):
         told = dream(world, states, mode_of(pilot, sample=False), stage.horizon)
     return float(weigh(told.rewards, told.conts).sum(0).mean())
 
 
 def table(rows: list[dict[str, Any]], horizon: int) -> str:
-    """For people: a line for every policy and temperature, over its seeds; ± is the spread of single episodes."""
-    lines = [f"{'policy':14} {'temperature':>11} {f'dreamed, {horizon} steps':>19} {'at temperature 1':>17} "
-             f"{f'real, {horizon} steps':>15} {'real episode':>17}  laps    each seed"]  # fmt: skip
-    kinds = {(row["policy"], row["temperature"]) for row in rows}
-    for name, temperature in sorted(kinds, key=lambda kind: (kind[0] == "learned", kind[1] or 0)):
-        same = [row for row in rows if (row["policy"], row["temperature"]) == (name, temperature)]
+    """For people: a line for every policy, temperature and dropout, over its seeds; ± is the spread of episodes."""
+    lines = [f"{'policy':14} {'temperature':>11} {'dropout':>7} {f'dreamed, {horizon} steps':>19} "
+             f"{'plain dream':>12} {f'real, {horizon} steps':>15} {'real episode':>17}  laps    each seed"]  # fmt: skip
+    kinds = {(row["policy"], row["temperature"], row.get("dropout", 0.0)) for row in rows}
+    order = ("the run's own", "untrained", *LEARNED)
+    for kind in sorted(kinds, key=lambda kind: (order.index(kind[0]), kind[1] or 0, kind[2])):
+        same = [row for row in rows if (row["policy"], row["temperature"], row.get("dropout", 0.0)) == kind]
         own, at_1, paid = (np.mean([row[key] for row in same]) for key in ("dream", "dream_at_1", "real_per_horizon"))
         returns = np.concatenate([row["real"]["returns"] for row in same])
         laps = [row["real"]["laps_finished"] for row in same]
         counted = "-" if None in laps else f"{sum(laps)}/{len(returns)}"
         each = " ".join(f"{row['real']['mean']:.0f}" for row in same)
         real = f"{returns.mean():.1f} ± {returns.std(ddof=len(returns) > 1):.1f}"
-        told = "-" if temperature is None else f"{temperature:g}"
-        lines.append(f"{name:14} {told:>11} {own:19.1f} {at_1:17.1f} {paid:15.1f} {real:>17}  {counted:7} {each}")
+        told = "-" if kind[1] is None else f"{kind[1]:g}"
+        lines.append(f"{kind[0]:14} {told:>11} {kind[2]:>7g} {own:19.1f} {at_1:12.1f} {paid:15.1f} {real:>17}  "
+                     f"{counted:7} {each}")  # fmt: skip
     return "\n".join(lines)
 
 

@@ -236,8 +236,17 @@ class Agent:
 def build(config: Config, spaces: Spaces, precision: torch.dtype) -> Agent:
     """A new, untrained agent; `precision` is the dtype of its matrix multiplications."""
     world = _world(config, spaces, precision)
+    return Agent(config, spaces, world, build_policy(config, world, spaces, precision))
+
+
+def build_policy(config: Config, world: WorldModel, spaces: Spaces, precision: torch.dtype) -> Policy:
+    """A new, untrained policy for `world`; on the CPU, wherever the world is."""
     features = world.features(world.initial(1)).shape[-1]
-    return Agent(config, spaces, world, _policy(config, features, spaces, precision))
+    if config.policy.kind == "actor-critic":
+        return actor_critic(features, spaces.actions, spaces.discrete, config.policy, precision)
+    if config.policy.kind == "evolution":
+        return Controller(features, spaces.actions, spaces.discrete, config.evolution.noise)
+    raise UsageError(f"--policy.kind must be actor-critic or evolution, not {config.policy.kind}")
 
 
 def _world(config: Config, spaces: Spaces, precision: torch.dtype) -> WorldModel:
@@ -246,14 +255,6 @@ def _world(config: Config, spaces: Spaces, precision: torch.dtype) -> WorldModel
     if config.world.kind == "vae-mdn-rnn":
         return VaeMdnRnn(spaces.observations, spaces.actions, config.world_models, precision)
     raise UsageError(f"--world.kind must be rssm or vae-mdn-rnn, not {config.world.kind}")
-
-
-def _policy(config: Config, features: int, spaces: Spaces, precision: torch.dtype) -> Policy:
-    if config.policy.kind == "actor-critic":
-        return actor_critic(features, spaces.actions, spaces.discrete, config.policy, precision)
-    if config.policy.kind == "evolution":
-        return Controller(features, spaces.actions, spaces.discrete, config.evolution.noise)
-    raise UsageError(f"--policy.kind must be actor-critic or evolution, not {config.policy.kind}")
 
 
 def _count(module: torch.nn.Module | None) -> int:

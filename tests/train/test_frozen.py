@@ -18,6 +18,8 @@ from worldmodel.envs import Spaces
 from worldmodel.errors import UsageError
 from worldmodel.models.base import WorldModel, dream
 from worldmodel.policies.actor_critic import ActorCritic
+from worldmodel.policies.base import Policy
+from worldmodel.policies.evolution import Controller
 from worldmodel.train.frozen import learn_policy, policy_in
 
 SPACES = Spaces({"vector": (1,)}, False, 1)
@@ -47,7 +49,7 @@ def sloping(**policy: Any) -> Config:
     return config(policy={"units": 16, "starts": 32, "horizon": 5, **policy}, optim={"policy_lr": 3e-3, "warmup": 10})
 
 
-def climbed(policy: ActorCritic, world: WorldModel) -> float:
+def climbed(policy: Policy, world: WorldModel) -> float:
     with torch.no_grad():
         return float(dream(world, STARTS, lambda seen: policy.act(seen, False), 5).rewards.sum(0).mean())
 
@@ -64,6 +66,25 @@ def test_it_learns_what_pays_in_dreams_of_that_temperature(gradient: str, temper
     assert climbed(learned, own) > 10 and climbed(learned, opposite) < -10
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_so_does_a_controller_that_evolves(temperature: float) -> None:
+    told, world = [], Slope()
+    c = config(policy={"kind": "evolution", "temperature": temperature}, evolution={"starts": 3, "horizon": 5})
+
+    def evolved(seed: int = 1, generations: int = 20) -> Controller:
+        return learn_policy(world, SPACES, STARTS, c, generations, seed, lambda n, metrics: told.append((n, metrics)))
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = evolved()
+    assert isinstance(one, Controller) and torch.equal(torch.get_rng_state(), before)
+    own, opposite = (world, world.tempered(2.0)) if temperature == 1 else (world.tempered(2.0), world)
+    assert climbed(one, own) > 10 and climbed(one, opposite) < -10
+    assert [n for n, _ in told] == list(range(1, 21))
+    assert told[-1][1]["evolution/return"] > told[0][1]["evolution/return"] + 5
+    assert same(one, evolved()) and not same(one, evolved(seed=2)) and not evolved(generations=0).vector().any()
+
+
 def student(**changes: Any) -> tuple[Agent, Tensor]:
     """A tiny agent, and states to start from."""
     torch.manual_seed(0)
@@ -75,7 +96,7 @@ def learn(made: Agent, starts: Tensor, updates: int = 3, seed: int = 1) -> Actor
     return learn_policy(made.world, made.spaces, starts, made.config, updates, seed)
 
 
-def same(a: ActorCritic, b: ActorCritic) -> bool:
+def same(a: Policy, b: Policy) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 

@@ -21,9 +21,9 @@ import time
 import torch
 from torch import Tensor
 
-from worldmodel.config import Config
+from worldmodel.config import Config, EvolutionConfig
 from worldmodel.envs import Spaces
-from worldmodel.models.base import Batch
+from worldmodel.models.base import Batch, WorldModel
 from worldmodel.policies.evolution import Search, population_returns
 from worldmodel.randomness import local_randomness
 from worldmodel.train.learner import Learner, Timed, check_finite
@@ -34,9 +34,7 @@ class WorldModels(Learner):
 
     def __init__(self, config: Config, spaces: Spaces, device: str, clock: Timed):
         super().__init__(config, spaces, device, clock)
-        e = config.evolution
-        size = len(self.agent.policy.vector())
-        self.search = Search(size, sigma=e.sigma, population=e.population, weight_decay=e.weight_decay)
+        self.search = search_of(len(self.agent.policy.vector()), config.evolution)
         self.told = {name: torch.zeros(()) for name in ("return", "best", "spread")}  # of the last generation
 
     @property
@@ -66,19 +64,9 @@ class WorldModels(Learner):
         """
         e, spaces, precision = self.config.evolution, self.agent.spaces, self.agent.world.precision
         start = alive[torch.randperm(len(alive), device=alive.device)[: e.starts]]
-
-        def fitness(vectors: Tensor) -> Tensor:
-            # One autocast around all dreams: weights are converted once, not once a step.
-            with torch.autocast(start.device.type, precision, enabled=precision != torch.float32):
-                returns = population_returns(self.dreamed, start, vectors.to(start.device), e.horizon, spaces.discrete)
-            means = returns.mean(1)
-            self.told["return"].copy_(means.mean())
-            self.told["best"].copy_(means.max())
-            self.told["spread"].copy_(means.std())
-            check_finite({f"evolution/{name}": value for name, value in self.told.items()})
-            return means
-
-        self.search.generation(fitness)
+        told = evolve_in_dream(self.dreamed, self.search, start, e.horizon, spaces.discrete, precision)
+        for name, value in self.told.items():
+            value.copy_(told[name])
 
     def _moved_by_lessons(self) -> list[Tensor]:
         return [*self._searched().values(), *self.agent.policy.parameters()]
@@ -101,3 +89,31 @@ class WorldModels(Learner):
 
     def tensors(self) -> dict[str, Tensor]:
         return super().tensors() | self._searched()
+
+
+def evolve_in_dream(
+    world: WorldModel, search: Search, start: Tensor, horizon: int, discrete: bool, precision: torch.dtype
+) -> dict[str, Tensor]:
+    """One generation of `search` in dreams of `horizon` steps from `start` (N, S): returns of the members, their mean,
+    the best and their standard deviation, () each.
+
+    Raises NumericalError when a dream pays what is not finite; the search is as it was then.
+    """
+    told: dict[str, Tensor] = {}
+
+    def fitness(vectors: Tensor) -> Tensor:
+        # One autocast around all dreams: weights are converted once, not once a step.
+        with torch.autocast(start.device.type, precision, enabled=precision != torch.float32):
+            returns = population_returns(world, start, vectors.to(start.device), horizon, discrete)
+        means = returns.mean(1)
+        told.update({"return": means.mean(), "best": means.max(), "spread": means.std()})
+        check_finite({f"evolution/{name}": value for name, value in told.items()})
+        return means
+
+    search.generation(fitness)
+    return told
+
+
+def search_of(size: int, config: EvolutionConfig) -> Search:
+    """A search for `size` parameters that has not begun."""
+    return Search(size, sigma=config.sigma, population=config.population, weight_decay=config.weight_decay)
