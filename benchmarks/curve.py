@@ -1,6 +1,7 @@
 """The learning curve of a run, as data and as a picture.
 
 python -m benchmarks.curve runs/carracing --json benchmarks/carracing/curve.json --png docs/images/curve.png
+python -m benchmarks.curve runs/world-models --losses docs/images/world-models-losses.png
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--json", type=Path, help="write the points here")
     parser.add_argument("--png", type=Path, help="draw them here (needs matplotlib)")
+    parser.add_argument("--losses", type=Path, help="draw everything that learns here, over updates (needs matplotlib)")
     parser.add_argument("--window", type=int, default=10, help="training episodes in the moving mean")
     args = parser.parse_args()
-    points = curve([json.loads(line) for line in (args.run / "metrics.jsonl").open()], args.window)
+    lines = [json.loads(line) for line in (args.run / "metrics.jsonl").open()]
+    points = curve(lines, args.window)
     if args.json:
         args.json.write_text(json.dumps(points, indent=1) + "\n")
     if args.png:
         draw(points, args.png)
+    if args.losses:
+        draw_losses([line for line in lines if line["kind"] == "train"], args.losses)
     for point in points["evaluations"] + points["final"]:
         who = point.get("agent", "fresh" if point.get("relearned") else "")
         line = "{minutes:6.1f} min {frames:8,} frames {updates:6,} updates  {mean:7.1f} (n={n})".format(**point)
@@ -73,6 +78,41 @@ def draw(points: dict[str, Any], path: Path) -> None:
     axes.set(xlabel="minutes of training", ylabel="real return", ylim=(-120, 970), xlim=(0, None))
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+DRAWN = ("loss/", "world/", "policy/return", "policy/entropy", "dream/reward", "evolution/")
+
+
+def draw_losses(lines: list[dict[str, Any]], path: Path) -> None:
+    """A panel for every metric of `DRAWN`, over updates: each logged value, and their mean over a fiftieth."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = sorted({name for line in lines for name in line if name.startswith(DRAWN)})
+    columns = 4
+    rows = -(-len(names) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(3 * columns, 2 * rows), dpi=100, squeeze=False)
+    for axes, name in zip(panels.flat, names, strict=False):
+        told = [(line["updates"], line[name]) for line in lines if name in line]
+        updates, values = zip(*told, strict=True)
+        size = max(1, len(told) // 50)
+        smooth = [statistics.mean(values[max(0, i - size + 1) : i + 1]) for i in range(len(values))]
+        axes.plot(updates, values, color="0.8", linewidth=0.7)
+        axes.plot(updates, smooth, color="tab:red", linewidth=1.2)
+        settled = sorted(values[len(values) // 50 :])  # the first updates would flatten all that follows
+        low, high = settled[len(settled) // 100], settled[-1 - len(settled) // 100]
+        axes.set(ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)) if high > low else None)
+        axes.set_title(name, fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels.flat[len(names) :]:
+        axes.set_axis_off()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
