@@ -53,7 +53,7 @@ from worldmodel.train.schedule import fast_precision
 TEMPERATURES = (0.5, 0.8, 1.0, 1.15, 1.3, 1.5)
 HELD_OUT, JUDGED_FROM = 10, 256
 WATCHED = ("dream/reward", "policy/value", "policy/entropy", "evolution/return", "evolution/best")
-LEARNED = ("learned", "evolved")
+OWN, LEARNED = "the run's own", ("learned", "evolved")
 
 
 def main() -> None:
@@ -64,6 +64,9 @@ def main() -> None:
         "--dropouts", type=float, nargs="+", default=(0.0,), help="of the dreams, with every temperature"
     )
     parser.add_argument("--generations", type=int, default=0, help="also evolve a controller, for so many generations")
+    parser.add_argument(
+        "--see", choices=("z and h", "z"), help="what fresh policies see of a vae-mdn-rnn, if not as before"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=(1,))
     parser.add_argument("--updates", type=int, default=1000, help="of every policy")
     parser.add_argument("--members", type=int, default=1, help="of a policy that learns; more act by their mean")
@@ -74,14 +77,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table here")
     args = parser.parse_args()
     began = time.perf_counter()
-    stage = prepare(args.run, args.per_episode, args.horizon, args.episodes, args.members)
+    stage = prepare(args.run, args.per_episode, args.horizon, args.episodes, args.members, args.see)
     print(f"{len(stage.starts)} states to dream from, in {time.perf_counter() - began:.0f} s", flush=True)
     if any(args.dropouts) and not hasattr(stage.world, "dropout"):
         raise UsageError("--dropouts: only dreams of a vae-mdn-rnn know dropout; leave it out for this run")
     result = begin(args.json, stage, args.updates, args.per_episode, args.generations)
     done = {Row(row["policy"], row["temperature"], row.get("dropout", 0.0), row["seed"]) for row in result["rows"]}
     for asked in plan(stage.config, args.temperatures, args.dropouts, args.seeds, bool(args.generations)):
-        if asked in done:
+        if asked in done or (asked.policy == OWN and not stage.own):
             continue
         row, pilot = one(stage, asked, args.generations if asked.policy == "evolved" else args.updates)
         result["rows"].append(row)
@@ -114,6 +117,8 @@ class Stage:
 
     agent: Agent
     """The run's best, in float32: its world filters and judges."""
+    own: bool
+    """Whether its own policy is judged as well."""
     world: WorldModel
     """The same world, at the precision in which this machine is fast."""
     config: Config
@@ -125,9 +130,18 @@ class Stage:
     episodes: int
 
 
-def prepare(run: Path, per_episode: int, horizon: int, episodes: int, members: int = 1) -> Stage:
-    """Opens the run, which is only read."""
+def prepare(
+    run: Path, per_episode: int, horizon: int, episodes: int, members: int = 1, see: str | None = None
+) -> Stage:
+    """Opens the run, which is only read. `see`: in place of `--world-models.see`, for all policies but the run's own,
+    which is left out."""
     agent = worldmodel.load(run)
+    own = see in (None, agent.config.world_models.see)
+    if not own:
+        if agent.config.world.kind != "vae-mdn-rnn":
+            raise UsageError("--see: only a vae-mdn-rnn knows pictures without memory; leave it out for this run")
+        agent.world.config = replace(agent.config.world_models, see=see)
+        agent.config = replace(agent.config, world_models=agent.world.config)
     seen = look_back(agent, remembered(run), math.inf, per_episode)
     if seen is None or seen.age.max() < HELD_OUT:
         raise UsageError(f"{run} remembers fewer than {HELD_OUT} whole episodes: let it train longer")
@@ -140,8 +154,8 @@ def prepare(run: Path, per_episode: int, horizon: int, episodes: int, members: i
     world = build(config, agent.spaces, precision).to(agent.device).world
     world.load_state_dict(agent.world.state_dict())
     world.requires_grad_(False)
-    return Stage(agent, world, config, seen.states[~held], judged_from[spread(len(judged_from), JUDGED_FROM)], horizon,
-                 episodes)  # fmt: skip
+    return Stage(agent, own, world, config, seen.states[~held], judged_from[spread(len(judged_from), JUDGED_FROM)],
+                 horizon, episodes)  # fmt: skip
 
 
 def begin(path: Path | None, stage: Stage, updates: int, per_episode: int, generations: int = 0) -> dict[str, Any]:
@@ -155,7 +169,9 @@ def begin(path: Path | None, stage: Stage, updates: int, per_episode: int, gener
             "precision": stage.config.precision, "replay_value_of_the_run": stage.agent.config.policy.replay_value,
             "per_episode": per_episode, "horizon": stage.horizon, "episodes": stage.episodes, "mode": "mode",
             "tracks": TRACKS["select"],
-        } | ({"generations": generations, "evolution": asdict(stage.config.evolution)} if generations else {}),
+        }
+        | ({"generations": generations, "evolution": asdict(stage.config.evolution)} if generations else {})
+        | ({} if stage.own else {"see": stage.config.world_models.see}),
         "world": {"agent_version": stage.agent.version, "cost": stage.agent.card.get("cost")},
         "starts": len(stage.starts), "judged_from": len(stage.judged_from),
     }  # fmt: skip
@@ -175,7 +191,7 @@ def plan(
     config: Config, temperatures: list[float], dropouts: list[float], seeds: list[int], evolve: bool = False
 ) -> Iterator[Row]:
     """All rows; all temperatures of a seed before the next seed."""
-    yield Row("the run's own", config.policy.temperature, config.world_models.dropout, None)
+    yield Row(OWN, config.policy.temperature, config.world_models.dropout, None)
     for seed in seeds:
         yield Row("untrained", None, 0.0, seed)
         for name in LEARNED[: 1 + evolve]:
@@ -254,7 +270,7 @@ def table(rows: list[dict[str, Any]], horizon: int) -> str:
     lines = [f"{'policy':14} {'temperature':>11} {'dropout':>7} {f'dreamed, {horizon} steps':>19} "
              f"{'plain dream':>12} {f'real, {horizon} steps':>15} {'real episode':>17}  laps    each seed"]  # fmt: skip
     kinds = {(row["policy"], row["temperature"], row.get("dropout", 0.0)) for row in rows}
-    order = ("the run's own", "untrained", *LEARNED)
+    order = (OWN, "untrained", *LEARNED)
     for kind in sorted(kinds, key=lambda kind: (order.index(kind[0]), kind[1] or 0, kind[2])):
         same = [row for row in rows if (row["policy"], row["temperature"], row.get("dropout", 0.0)) == kind]
         own, at_1, paid = (np.mean([row[key] for row in same]) for key in ("dream", "dream_at_1", "real_per_horizon"))
