@@ -9,7 +9,7 @@ from worldmodel.config import Config
 from worldmodel.errors import UsageError
 
 INTERVALS = {
-    "[0, inf)": "world_models.kl_floor world_models.kl_scale world_models.head_layers "
+    "[0, inf)": "world_models.kl_floor world_models.kl_scale world_models.mixture_layers world_models.head_layers "
     "evolution.weight_decay evolution.noise train_every "
     "minutes frames updates pretrain relearn relearn_world eval_minutes save_minutes env.image_size world.head_layers "
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale policy.layers policy.starts policy.entropy "
@@ -22,13 +22,12 @@ INTERVALS = {
     "policy.horizon replay.batch replay.length relearn_times relearn_members",
     "[3, inf)": "world.bins world_models.bins policy.bins",
     "[4, inf)": "evolution.population",
-    "(0, inf)": "evolution.sigma policy.min_std policy.max_std optim.world_lr optim.policy_lr optim.agc optim.eps "
-    "replay.gigabytes "
-    "policy.temperature",
+    "(0, inf)": "world_models.mixture_scale evolution.sigma policy.min_std policy.max_std policy.temperature "
+    "optim.world_lr optim.policy_lr optim.agc optim.eps replay.gigabytes",
     "[0, 1]": "policy.lam policy.slow_rate policy.scale_rate optim.decay optim.final",
     "[0, 1)": "world_models.dropout policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 "
     "optim.average",
-    "(0, 1]": "world.decode_share world_models.decode_share",
+    "(0, 1]": "world.decode_share world_models.decode_share policy.final_noise",
     "(0, 1)": "policy.discount",
     "[0, 9e18)": "seed",
 }
