@@ -30,6 +30,8 @@ class EnvConfig:
     """CarRacing only: tiles that were not visited yet, which its picture shows a shade lighter, are brightened."""
     see_time: bool = False
     """The used share of the time limit is seen as a vector, and reaching it is an end like any other."""
+    full_gas: float = 1.0
+    """CarRacing only: how far full throttle presses the gas; the world and the policy know nothing above it."""
 
 
 @dataclass(frozen=True)
