@@ -120,24 +120,6 @@ def test_the_entropy_bonus_moves_along_with_the_run(
     assert float(constant.update(experience(constant), progress)[0]["policy/entropy_bonus"]) == pytest.approx(4e-3)
 
 
-@pytest.mark.parametrize(("progress", "noise"), [(0.0, 1.0), (0.5, 1.0), (0.75, 0.5), (1.0, 0.25)])
-def test_the_noise_of_lessons_fades_in_the_second_half(
-    progress: float, noise: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of what drives the dream, and of what its actions are then held to be likely by."""
-    made = dreamer(policy={"final_noise": 0.25})
-    actor, used = made.agent.policy, {"act_apart": [], "loss": []}
-    for name, place in (("act_apart", lambda args, named: named["noise"]), ("loss", lambda args, named: args[4])):
-        real = getattr(actor, name)
-        spy = lambda *args, real=real, name=name, place=place, **named: (  # noqa: E731
-            used[name].append(place(args, named)) or real(*args, **named)
-        )
-        monkeypatch.setattr(actor, name, spy)
-    metrics, _ = made.update(experience(made), progress)
-    assert float(metrics["policy/noise"]) == pytest.approx(noise)
-    assert set(used["act_apart"]) == set(used["loss"]) and used["loss"] == [pytest.approx(noise)]
-
-
 def test_averaged_agent_has_the_average_or_without_one_the_live_weights() -> None:
     made = dreamer(optim={"average": 0.5})
     for _ in range(2):
@@ -265,7 +247,7 @@ def test_rollouts_of_a_start_differ_by_what_the_policy_does_not_by_luck(
     actions = seen[0].actions.unflatten(1, (members, 4, 3))
     assert len({tuple(row) for row in actions[0].flatten(0, 2).tolist()}) == members * 12
 
-    def always(member: object, features: Tensor, noise: float) -> Tensor:
+    def always(member: object, features: Tensor) -> Tensor:
         return torch.zeros(len(features), ACTIONS)
 
     monkeypatch.setattr(type(made.agent.policy), "act_apart", always)

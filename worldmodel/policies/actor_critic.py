@@ -40,22 +40,22 @@ class ActorCritic(Policy):
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(config.scale_rate)
 
-    def distribution(self, features: Tensor, noise: float = 1.0) -> OneHot | BoundedNormal:
-        """The policy at features (..., F), the standard deviations of a continuous one times `noise`."""
+    def distribution(self, features: Tensor) -> OneHot | BoundedNormal:
+        """The policy at features (..., F)."""
         with self._cast(features):
             raw = self.actor(features)
         if self.discrete:
             return OneHot(unimix(raw, self.config.unimix))
-        return BoundedNormal(raw, self.config.min_std, self.config.max_std, noise)
+        return BoundedNormal(raw, self.config.min_std, self.config.max_std)
 
     def act(self, features: Tensor, sample: bool = True) -> Tensor:
         """Actions (..., A) at features (..., F): a sample, or the mode."""
         policy = self.distribution(features)
         return policy.sample() if sample else policy.mode()
 
-    def act_apart(self, features: Tensor, noise: float = 1.0) -> Tensor:
+    def act_apart(self, features: Tensor) -> Tensor:
         """What acts in the dreams that teach: samples (B, A) at features (B, F); of a committee, every member apart."""
-        return self.distribution(features, noise).sample()
+        return self.act(features)
 
     def value(self, features: Tensor) -> Tensor:
         """The critic's expected discounted return (...) at features (..., F), in reward units."""
@@ -63,9 +63,8 @@ class ActorCritic(Policy):
             return TwoHot(self.critic(features)).mean()
 
     def loss(
-        self, dream: Dream, features: Tensor, discount: float | None = None, entropy_bonus: float | None = None,
-        noise: float = 1.0,
-    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+        self, dream: Dream, features: Tensor, discount: float | None = None, entropy_bonus: float | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor and critic loss on imagined trajectories.
 
             state     s_0     s_1     ...     s_{H-1}     s_H
@@ -75,7 +74,7 @@ class ActorCritic(Policy):
         Args:
             dream: horizon H, batch B; of several rollouts, copy after copy of the same starts. features: (H + 1, B, F)
                 of its states; attached to the world's graph only where the actor learns through the dynamics.
-                discount, entropy_bonus: in place of the configured ones. noise: with which the dream was driven.
+                discount, entropy_bonus: in place of the configured ones.
 
         Returns: (loss (), metrics name -> ()).
         """
@@ -93,7 +92,7 @@ class ActorCritic(Policy):
         advantage = (returns - values[:-1].detach()) / self.scale.value()
         if c.rollouts > 1:
             advantage = advantage - mean_of_others(advantage, c.rollouts)
-        policy = self.distribution(seen[:-1], noise)
+        policy = self.distribution(seen[:-1])
         entropy = policy.entropy()
         if c.gradient == "dynamics":
             objective = advantage

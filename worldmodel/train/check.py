@@ -27,7 +27,7 @@ INTERVALS = {
     "[0, 1]": "policy.lam policy.slow_rate policy.scale_rate optim.decay optim.final",
     "[0, 1)": "world_models.dropout policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 "
     "optim.average",
-    "(0, 1]": "env.full_gas world.decode_share world_models.decode_share policy.final_noise",
+    "(0, 1]": "env.full_gas world.decode_share world_models.decode_share",
     "(0, 1)": "policy.discount",
     "[0, 9e18)": "seed",
 }

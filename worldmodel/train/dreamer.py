@@ -9,8 +9,6 @@ repeat
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -75,7 +73,7 @@ def learn_in_dream(
             progress: of the run (0 to 1), along which discount and entropy bonus may move.
     """
     c = policy.config
-    discount, bonus, calm = _moved(c, progress)
+    discount, bonus = _moved(c, progress)
     through = c.gradient == "dynamics"
     rivals = start.unflatten(0, (c.members, -1)).repeat(1, c.rollouts, 1).flatten(0, 1)
     # One autocast around the whole dream: weights are converted once, not once a step.
@@ -86,17 +84,15 @@ def learn_in_dream(
     # The rollouts of a start differ by what the policy does, not by luck.
     copies = c.members * c.rollouts if c.rollouts > 1 else 1
     with torch.set_grad_enabled(through), cast, TiledNoise(copies, len(rivals) // copies) as noise:
-        imagined = dream(world, rivals, noise.apart(functools.partial(policy.act_apart, noise=calm)), c.horizon)
-    loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus, calm)
+        imagined = dream(world, rivals, noise.apart(policy.act_apart), c.horizon)
+    loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus)
     loss.backward()
     for p in taught:
         p.requires_grad_(True)
-    moved = {"discount": discount, "entropy_bonus": bonus, "noise": calm}
-    return metrics | {f"policy/{name}": torch.tensor(value) for name, value in moved.items()}
+    return metrics | {"policy/discount": torch.tensor(discount), "policy/entropy_bonus": torch.tensor(bonus)}
 
 
-def _moved(c: PolicyConfig, progress: float) -> tuple[float, float, float]:
-    """(discount, entropy bonus, noise of the actions) at `progress` of a run."""
+def _moved(c: PolicyConfig, progress: float) -> tuple[float, float]:
+    """(discount, entropy bonus) at `progress` of a run."""
     bonus = moving(progress, c.entropy, c.final_entropy) if c.final_entropy else c.entropy
-    noise = moving(2 * progress - 1, 1.0, c.final_noise)
-    return moving_discount(progress, c.discount, c.final_discount), bonus, noise
+    return moving_discount(progress, c.discount, c.final_discount), bonus
