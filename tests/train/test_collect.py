@@ -53,14 +53,14 @@ class Counting(gym.Env):
         return 10.0 * step + self.seed / 1000 if step else 0.0
 
 
-def collector(env: gym.Env, first_seed: int = 100, bias: Any = None) -> tuple[Collector, Counting]:
+def collector(env: gym.Env, first_seed: int = 100, greedy: float = 0.0) -> tuple[Collector, Counting]:
     config = tiny()
     wrapped = wrap(env, config.env)
     spaces = Spaces.of(wrapped)
     torch.manual_seed(0)
     agent = build(config, spaces, torch.float32)
     replay = Replay(spaces, agent.world.width, 0.001, 8, 1, 0)
-    return Collector(wrapped, agent, replay, RandomActions(spaces, 0), first_seed), env
+    return Collector(wrapped, agent, replay, RandomActions(spaces, 0), first_seed, greedy), env
 
 
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
@@ -103,6 +103,20 @@ def test_continuous_actions_are_remembered_unclipped() -> None:
     assert (np.abs(stored) > 1).any(), "an untrained policy is wide"
     assert np.abs(env.taken).max() <= 1
     np.testing.assert_array_equal(stored.clip(-1, 1), np.array(env.taken))
+
+
+@pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
+@pytest.mark.parametrize("share, greedy", [(0, []), (1, [0, 1, 2, 3, 4, 5]), (0.5, [1, 3, 5]), (0.34, [2, 5])])
+def test_greedy_episodes_take_the_likeliest_actions(discrete: bool, share: float, greedy: list[int]) -> None:
+    made, _ = collector(Counting(8, discrete=discrete), greedy=share)
+    agent, found = made.agent, []
+    for episode in range(6):
+        likeliest = []
+        while not made.step(random=False):
+            likeliest.append(torch.equal(agent.action, agent.policy.act(agent.world.features(agent.state), False)))
+        if all(likeliest):
+            found.append(episode)
+    assert found == greedy
 
 
 def test_finished_episode_is_described() -> None:

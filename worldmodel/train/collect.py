@@ -6,6 +6,7 @@ the last observation of an episode is remembered with an action of zeros, for no
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium as gym
@@ -25,10 +26,14 @@ class Collector:
     Args:
         env: wrapped. agent: acts, with a filtered state of its own. replay: remembers.
         explore: actions before the policy is worth asking. first_seed: of episode 0; episode i has `first_seed + i`.
+        greedy: share of the episodes, spread evenly, in which the policy's actions are its likeliest.
     """
 
-    def __init__(self, env: gym.Env, agent: Agent, replay: Replay, explore: RandomActions, first_seed: int):
+    def __init__(
+        self, env: gym.Env, agent: Agent, replay: Replay, explore: RandomActions, first_seed: int, greedy: float = 0.0
+    ):
         self.env, self.agent, self.replay, self.explore, self.first_seed = env, agent, replay, explore, first_seed
+        self.greedy = greedy
         self.episode = 0
         self.frames = 0
         self.finished: dict[str, Any] | None = None
@@ -39,6 +44,11 @@ class Collector:
     def seed(self) -> int:
         """Seed of the running episode."""
         return self.first_seed + self.episode
+
+    @property
+    def sampling(self) -> bool:
+        """Whether the policy samples its actions in the running episode."""
+        return math.floor((self.episode + 1) * self.greedy) == math.floor(self.episode * self.greedy)
 
     def step(self, random: bool) -> bool:
         """One agent step, by the policy or at random; True when it ended the episode."""
@@ -88,8 +98,8 @@ class Collector:
 
     def _policy(self) -> Any:
         obs = {name: value[None] for name, value in self.obs.items()}
-        action = self.agent.step(obs, np.array([self.arrival["is_first"]]), sample=True)[0]
-        # The unclipped sample is what the policy chose, so that is what its log-probability must be taken of.
+        action = self.agent.step(obs, np.array([self.arrival["is_first"]]), self.sampling)[0]
+        # The unclipped action is what the policy chose, so that is what its log-probability must be taken of.
         self._remember(self.agent.action[0].cpu().numpy(), self.agent.state[0].cpu().numpy())
         return action
 

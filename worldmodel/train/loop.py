@@ -81,7 +81,7 @@ class Run:
         self.replay = Replay(self.spaces, width, r.gigabytes, r.length, r.online, c.seed, mirror)
         explore = RandomActions.of(self.env, c.seed)
         first_seed = TRACKS["train"] + (c.seed % 100) * 10_000
-        self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed)
+        self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed, c.greedy)
         self.streams = {"replay": self.replay.rng}
         self.checkpoints = Checkpoints(self.out, warn=self.progress.warn)
         self.shards = Shards(self.out / "replay")
