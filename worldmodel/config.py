@@ -295,9 +295,9 @@ class Config:
     train_every: float = 4.0
     """Agent steps per update (prototype); 0 collects nothing after the prefill, and learns until the budget is used
     up: the frozen regime of World Models."""
-    greedy: float = 0.0
-    """Share of the training episodes, spread evenly, in which the policy takes its likeliest actions, as when it is
-    judged, instead of sampling them: so that the world learns what those lead to (ours)."""
+    greedy_from: float = 1.0
+    """Share of the budget after which the policy collects by its likeliest actions, as when it is judged, in place of
+    sampled ones, so that the world learns what those lead to (ours; CarRacing: docs/experiments.md); 1 = never."""
     eval_minutes: float = 5.0
     """Minutes between evaluations in the real environment (0 = never)."""
     eval_episodes: int = 10

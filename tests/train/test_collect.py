@@ -53,14 +53,14 @@ class Counting(gym.Env):
         return 10.0 * step + self.seed / 1000 if step else 0.0
 
 
-def collector(env: gym.Env, first_seed: int = 100, greedy: float = 0.0) -> tuple[Collector, Counting]:
+def collector(env: gym.Env, first_seed: int = 100, bias: Any = None) -> tuple[Collector, Counting]:
     config = tiny()
     wrapped = wrap(env, config.env)
     spaces = Spaces.of(wrapped)
     torch.manual_seed(0)
     agent = build(config, spaces, torch.float32)
     replay = Replay(spaces, agent.world.width, 0.001, 8, 1, 0)
-    return Collector(wrapped, agent, replay, RandomActions(spaces, 0), first_seed, greedy), env
+    return Collector(wrapped, agent, replay, RandomActions(spaces, 0), first_seed), env
 
 
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
@@ -106,17 +106,18 @@ def test_continuous_actions_are_remembered_unclipped() -> None:
 
 
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
-@pytest.mark.parametrize("share, greedy", [(0, []), (1, [0, 1, 2, 3, 4, 5]), (0.5, [1, 3, 5]), (0.34, [2, 5])])
-def test_greedy_episodes_take_the_likeliest_actions(discrete: bool, share: float, greedy: list[int]) -> None:
-    made, _ = collector(Counting(8, discrete=discrete), greedy=share)
-    agent, found = made.agent, []
-    for episode in range(6):
+def test_the_policys_likeliest_actions_may_be_taken(discrete: bool) -> None:
+    made, env = collector(Counting(8, discrete=discrete))
+    agent = made.agent
+    for sample in (False, True, False):
         likeliest = []
-        while not made.step(random=False):
-            likeliest.append(torch.equal(agent.action, agent.policy.act(agent.world.features(agent.state), False)))
-        if all(likeliest):
-            found.append(episode)
-    assert found == greedy
+        while not made.step(random=False, sample=sample):
+            chosen = agent.policy.act(agent.world.features(agent.state), sample=False)
+            likeliest.append(torch.equal(agent.action, chosen))
+        assert all(likeliest) != sample
+    stored = made.replay.rows(0, 8, ["action"])["action"]
+    if not discrete:
+        np.testing.assert_array_equal(stored, np.array(env.taken[:8]))
 
 
 def test_finished_episode_is_described() -> None:
@@ -200,17 +201,19 @@ def test_episode_seeds_lie_in_the_training_range_and_differ_between_runs(
 
 def test_prefill_is_random_and_the_policy_acts_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worldmodel.train.loop.measure", lambda *_: Pace(0.01, 0.001))
-    calls: list[bool] = []
+    calls, sampled = [], []
     real = Collector.step
 
-    def step(self: Collector, random: bool) -> bool:
+    def step(self: Collector, random: bool, sample: bool = True) -> bool:
         calls.append(random)
-        return real(self, random)
+        sampled.append((run.dreamer.updates, sample))
+        return real(self, random, sample)
 
     monkeypatch.setattr(Collector, "step", step)
-    with Run(tiny(prefill=60, pretrain=3, train_every=2.5, updates=9), tmp_path, Told()) as run:
+    with Run(tiny(prefill=60, pretrain=3, train_every=2.5, updates=9, greedy_from=0.5), tmp_path, Told()) as run:
         run.train()
         prefilled = run.prefilled
+    assert all(sample == (updates < 4.5) for updates, sample in sampled) and sampled[-1] == (8, False)
     explored = calls.count(True)
     assert calls == [True] * explored + [False] * (len(calls) - explored)
     assert 60 <= explored <= prefilled <= 2 * 60 + 10, "it ends with an episode, or at twice the prefill"

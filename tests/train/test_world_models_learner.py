@@ -267,7 +267,7 @@ def test_the_frozen_regime_never_collects(tmp_path: Path, policy: str) -> None:
     config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, kind=policy))
     with opened(config, tmp_path) as run:
         monitored, real = [], run.collector.step
-        run.collector.step = lambda random: monitored.append(random) or real(random)
+        run.collector.step = lambda random, sample=True: monitored.append(random) or real(random, sample)
         run.train()
         assert all(monitored) and run.replay.total == run.prefilled >= config.prefill and run.dreamer.updates == 9
         before = run.replay.total

@@ -6,7 +6,6 @@ the last observation of an episode is remembered with an action of zeros, for no
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import gymnasium as gym
@@ -26,14 +25,10 @@ class Collector:
     Args:
         env: wrapped. agent: acts, with a filtered state of its own. replay: remembers.
         explore: actions before the policy is worth asking. first_seed: of episode 0; episode i has `first_seed + i`.
-        greedy: share of the episodes, spread evenly, in which the policy's actions are its likeliest.
     """
 
-    def __init__(
-        self, env: gym.Env, agent: Agent, replay: Replay, explore: RandomActions, first_seed: int, greedy: float = 0.0
-    ):
+    def __init__(self, env: gym.Env, agent: Agent, replay: Replay, explore: RandomActions, first_seed: int):
         self.env, self.agent, self.replay, self.explore, self.first_seed = env, agent, replay, explore, first_seed
-        self.greedy = greedy
         self.episode = 0
         self.frames = 0
         self.finished: dict[str, Any] | None = None
@@ -45,14 +40,10 @@ class Collector:
         """Seed of the running episode."""
         return self.first_seed + self.episode
 
-    @property
-    def sampling(self) -> bool:
-        """Whether the policy samples its actions in the running episode."""
-        return math.floor((self.episode + 1) * self.greedy) == math.floor(self.episode * self.greedy)
-
-    def step(self, random: bool) -> bool:
-        """One agent step, by the policy or at random; True when it ended the episode."""
-        action = self._random() if random else self._policy()
+    def step(self, random: bool, sample: bool = True) -> bool:
+        """One agent step, at random or by the policy, whose action is sampled or its likeliest; True when it ended the
+        episode."""
+        action = self._random() if random else self._policy(sample)
         obs, reward, terminated, truncated, info = self.env.step(action)
         if not np.isfinite(reward):
             raise NumericalError(f"the environment paid {reward} at step {self.length} of episode seed {self.seed}")
@@ -96,9 +87,9 @@ class Collector:
             self._remember(action, None)
         return action
 
-    def _policy(self) -> Any:
+    def _policy(self, sample: bool) -> Any:
         obs = {name: value[None] for name, value in self.obs.items()}
-        action = self.agent.step(obs, np.array([self.arrival["is_first"]]), self.sampling)[0]
+        action = self.agent.step(obs, np.array([self.arrival["is_first"]]), sample)[0]
         # The unclipped action is what the policy chose, so that is what its log-probability must be taken of.
         self._remember(self.agent.action[0].cpu().numpy(), self.agent.state[0].cpu().numpy())
         return action

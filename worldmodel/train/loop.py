@@ -81,7 +81,7 @@ class Run:
         self.replay = Replay(self.spaces, width, r.gigabytes, r.length, r.online, c.seed, mirror)
         explore = RandomActions.of(self.env, c.seed)
         first_seed = TRACKS["train"] + (c.seed % 100) * 10_000
-        self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed, c.greedy)
+        self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed)
         self.streams = {"replay": self.replay.rng}
         self.checkpoints = Checkpoints(self.out, warn=self.progress.warn)
         self.shards = Shards(self.out / "replay")
@@ -170,7 +170,7 @@ class Run:
         owed = c.pretrain + lived / c.train_every if c.train_every else math.inf
         if self.dreamer.updates >= owed or not self.replay.ready():  # memories may be lost to a damaged disk
             with self.clock("env"):
-                self.collector.step(random=False)
+                self.collector.step(random=False, sample=self.done() < c.greedy_from)
             return None
         with self.clock("replay"):
             batch, index = self.replay.sample(c.replay.batch, self.device)
