@@ -17,6 +17,7 @@ import numpy as np
 import worldmodel
 from worldmodel import storage
 from worldmodel.config import TRACKS
+from worldmodel.errors import UsageError
 from worldmodel.eval.draw import GREEN, RED, TRACK, Canvas, framed, upscale
 from worldmodel.eval.encode import write_png
 from worldmodel.eval.fidelity import fidelity, report
@@ -41,9 +42,15 @@ def main() -> None:
     args = parser.parse_args()
     agents = [worldmodel.load(path) for path in args.agents]
     names = args.names or [path.name for path in args.agents]
+    if names[0] == names[1]:
+        raise UsageError(f"both worlds are called {names[0]!r}: tell them apart by --names")
+    if agents[0].spaces != agents[1].spaces:
+        raise UsageError(f"{args.agents[0]} and {args.agents[1]} do not see and do the same: no common moments")
     seeds = range(TRACKS["report"], TRACKS["report"] + args.episodes)
     episodes = [record(agents[i % 2], seed) for i, seed in enumerate(seeds)]
     windows = [(episode, start) for episode in episodes for start in moments(len(episode), args.windows)]
+    if not 0 <= args.shown < len(windows):
+        raise UsageError(f"--shown must be from 0 to {len(windows) - 1}, not {args.shown}")
     dreams = [open_loops(agent, windows, CONTEXT, HORIZON) for agent in agents]
     result = {
         "settings": {"agents": [agent.version for agent in agents], "tracks": [seeds[0], seeds[-1]]},
