@@ -100,13 +100,6 @@ def test_tiled_noise_is_that_of_one_copy_for_all(name):
     assert len(set(other.tolist())) == 14, "another number of rows is somebody else's"
 
 
-def test_what_is_drawn_apart_is_not_tiled():
-    with TiledNoise(3, 5) as noise:
-        own = noise.apart(lambda x: x + torch.randn(15))(torch.zeros(15))
-        after = torch.randn(15)
-    assert len(set(own.tolist())) == 15 and len(set(after.tolist())) == 5
-
-
 def test_tiled_noise_leaves_alone_what_has_a_generator_of_its_own_or_only_one_copy():
     torch.manual_seed(4)
     whole = torch.rand(6, 2)

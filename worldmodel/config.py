@@ -30,8 +30,6 @@ class EnvConfig:
     """CarRacing only: tiles that were not visited yet, which its picture shows a shade lighter, are brightened."""
     see_time: bool = False
     """The used share of the time limit is seen as a vector, and reaching it is an end like any other."""
-    full_gas: float = 1.0
-    """CarRacing only: how far full throttle presses the gas; the world and the policy know nothing above it."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +150,6 @@ class PolicyConfig:
     exploit (Ha and Schmidhuber 2018); DreamerV3: 1."""
     starts: int = 256
     """Posterior states, sampled from the batch, from which imagination starts; 0 takes all (DreamerV3)."""
-    rollouts: int = 1
-    """Dreams from each of these, with the same luck; of several, each one's baseline is how much better than the critic
-    expected the others were (leave-one-out: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!")."""
     discount: float = 0.99
     """Discount per agent step; 1/(1-discount) = 100 agent steps (prototype; DreamerV3: 0.997)."""
     final_discount: float = 0.0
@@ -289,9 +284,6 @@ class Config:
     policy takes the place of the run's own if it scores better (ours)."""
     relearn_members: int = 1
     """`policy.members` of the fresh policy at the end (CarRacing: 3)."""
-    relearn_world: int = 0
-    """Updates in which, before that last fresh policy, a fresh world learns from all that is remembered, for it to
-    dream in (ours); 0 = it dreams in the run's own."""
     train_every: float = 4.0
     """Agent steps per update (prototype); 0 collects nothing after the prefill, and learns until the budget is used
     up: the frozen regime of World Models."""

@@ -127,23 +127,10 @@ class TiledNoise(TorchFunctionMode):
     def __init__(self, copies: int, rows: int) -> None:
         super().__init__()
         self.copies, self.rows = copies, rows
-        self.paused = False
-
-    def apart(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """`function`, whose own draws are never tiled."""
-
-        def drawn_apart(values: Tensor) -> Tensor:
-            self.paused = True
-            try:
-                return function(values)
-            finally:
-                self.paused = False
-
-        return drawn_apart
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if kwargs.get("generator") is None and self.copies > 1 and not self.paused:
+        if kwargs.get("generator") is None and self.copies > 1:
             if func in (torch.rand, torch.randn):
                 size = kwargs.get("size", args)
                 size = tuple(size[0] if len(size) == 1 and not isinstance(size[0], int) else size)

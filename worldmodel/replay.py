@@ -7,7 +7,6 @@ own. Their steps are addressed by `~index`, which is negative.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -150,14 +149,6 @@ class Replay:
         """A copy of the steps with global index in [start, stop); all columns but `state` unless named."""
         index = np.arange(start, stop) % self.capacity
         return {name: self.data[name][index] for name in columns or self.columns}
-
-    def afresh(self, seed: int) -> Replay:
-        """The same memory, for a world that has not seen anything yet: steps are shared, states forgotten."""
-        other = copy.copy(self)
-        states = self.data["state"]
-        other.data = self.data | {"state": np.zeros(states.shape, states.dtype)}  # not zeros_like: that fills pages
-        other.online, other.rng = 0, np.random.default_rng(seed)
-        return other
 
     def clear(self) -> None:
         """Forgets every step."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -137,14 +135,11 @@ def test_car_racing_ends_with_a_picture_of_the_end():
 
 
 @pytest.mark.parametrize(
-    "action, full_gas, expected",
-    [
-        ((0.5, 0.25), 1, (0.5, 0.25, 0)), ((-1, -0.75), 1, (-1, 0, 0.75)), ((3, -4), 1, (1, 0, 1)),
-        ((0, 0), 1, (0, 0, 0)), ((1, 0.25), 0.8, (1, 0.2, 0)), ((0, 7), 0.8, (0, 0.8, 0)), ((0, -1), 0.8, (0, 0, 1)),
-    ],
-)  # fmt: skip
-def test_signed_throttle(action, full_gas, expected):
-    env = SignedThrottle(Script(action=Box(np.float32([-1, 0, 0]), np.float32([1, 1, 1]))), full_gas)
+    "action, expected",
+    [((0.5, 0.25), (0.5, 0.25, 0)), ((-1, -0.75), (-1, 0, 0.75)), ((3, -4), (1, 0, 1)), ((0, 0), (0, 0, 0))],
+)
+def test_signed_throttle(action, expected):
+    env = SignedThrottle(Script(action=Box(np.float32([-1, 0, 0]), np.float32([1, 1, 1]))))
     found = env.action(np.array(action))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found.dtype == np.float32
@@ -158,19 +153,6 @@ def test_car_racing_gets_signed_throttle_and_others_do_not():
     assert Spaces.of(discrete) == Spaces({"image": (96, 96, 3)}, True, 5)
     same_shape = Script(action=Box(np.float32([-1, 0, 0]), np.float32([1, 1, 1])))
     assert Spaces.of(wrap(same_shape, CONFIG)).actions == 3
-
-
-def test_full_gas_is_the_cars_alone():
-    pytest.importorskip("Box2D")
-    gentle = dataclasses.replace(CONFIG, full_gas=0.5)
-    env = wrap(gym.make("CarRacing-v3"), gentle)
-    env.reset(seed=0)
-    for _ in range(10):
-        env.step(np.array([0, 1], np.float32))
-    assert max(wheel.gas for wheel in env.unwrapped.car.wheels) == 0.5
-    for other in (Script(action=Box(np.float32([-1]), np.float32([1]))), gym.make("CarRacing-v3", continuous=False)):
-        with pytest.raises(UsageError, match=r"--env.full-gas 0.5 is for CarRacing with continuous actions"):
-            wrap(other, gentle)
 
 
 def test_unit_actions_are_clipped_and_rescaled():

@@ -83,12 +83,6 @@ def test_evolution_has_no_critic_that_replay_could_teach() -> None:
         check(config)
 
 
-def test_a_gradient_through_the_dynamics_has_no_baseline() -> None:
-    config = set_field(set_field(tiny(), "policy.gradient", "dynamics"), "policy.rollouts", 4)
-    with pytest.raises(UsageError, match=r"--policy.rollouts 4 give a baseline, and --policy.gradient dynamics has"):
-        check(config)
-
-
 def test_every_number_of_a_configuration_has_limits() -> None:
     """A new field cannot be forgotten, and every default and preset lies within."""
     from worldmodel.config import PRESETS

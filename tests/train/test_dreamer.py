@@ -234,28 +234,6 @@ def test_every_member_of_a_committee_gets_as_many_dreams(starts: int, monkeypatc
         )
 
 
-@pytest.mark.parametrize("members", [1, 2])
-def test_rollouts_of_a_start_differ_by_what_the_policy_does_not_by_luck(
-    members: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = dreamer(policy={"members": members, "starts": 3, "rollouts": 4, "horizon": 5})
-    seen = []
-    monkeypatch.setattr(module, "dream", lambda *args: seen.append(dream(*args)) or seen[-1])
-    made.update(experience(made))
-    told = seen[0].states.unflatten(1, (members, 4, 3))  # a member's first copies of all starts, then the second
-    assert torch.equal(told[0], told[0, :, :1].expand_as(told[0]))
-    actions = seen[0].actions.unflatten(1, (members, 4, 3))
-    assert len({tuple(row) for row in actions[0].flatten(0, 2).tolist()}) == members * 12
-
-    def always(member: object, features: Tensor) -> Tensor:
-        return torch.zeros(len(features), ACTIONS)
-
-    monkeypatch.setattr(type(made.agent.policy), "act_apart", always)
-    made.update(experience(made))
-    told = seen[1].states.unflatten(1, (members, 4, 3))
-    assert torch.equal(told, told[:, :, :1].expand_as(told)) and not torch.equal(told[1, 0, 0, 0], told[1, 0, 0, 1])
-
-
 @pytest.mark.parametrize("temperature", [0.01, 5.0])
 def test_dreams_that_teach_are_sampled_at_their_temperature(
     temperature: float, monkeypatch: pytest.MonkeyPatch

@@ -18,10 +18,8 @@ from worldmodel.agent import Agent
 from worldmodel.config import TRACKS
 from worldmodel.errors import UsageError
 from worldmodel.train import judging
-from worldmodel.train.anew import learn_world
 from worldmodel.train.check import check
 from worldmodel.train.frozen import renewals_due
-from worldmodel.train.hindsight import look_back
 
 
 def told(folder: Path, kind: str = "eval") -> list[dict[str, Any]]:
@@ -118,40 +116,6 @@ def test_a_damaged_best_agent_is_replaced_by_the_fresh_one(tmp_path: Path, judge
         assert run.train()["best"]["score"] == 0.5
 
 
-def test_a_fresh_world_is_what_the_fresh_policy_dreams_in_and_is_kept_with_it(tmp_path: Path, judge: Judge) -> None:
-    judge.scores = [1.0, 1.0, 2.0]
-    with opened(tiny(updates=3, eval_minutes=99.0, relearn=2, relearn_world=4), tmp_path) as run:
-        run.train()
-        own = run.dreamer.averaged_agent()
-        remembered = run.replay.states().copy()
-        states = Agent.load(tmp_path).starts.states
-        expected = learn_world(own, run.replay, 4, run.config.seed)
-        assert not any(torch.equal(*pair) for pair in zip(expected.parameters(), own.world.parameters(), strict=True)
-                       if pair[0].std() > 0)  # fmt: skip
-    kept = Agent.load(tmp_path)
-    assert "in dreams of a fresh world, 4 updates on all that this run remembers, frozen" in kept.card["learning"]
-    assert all(torch.equal(value, kept.world.state_dict()[name]) for name, value in expected.state_dict().items())
-    assert torch.equal(look_back(kept, run.replay).states.half(), states.half()), "its dreams begin in its own states"
-    assert (run.replay.states() == remembered).all() and remembered.any()
-    assert [line["fresh"] for line in told(tmp_path, "relearn")] == [], "none had a hundred updates"
-
-
-def test_a_signal_while_the_fresh_world_learns_abandons_it(tmp_path: Path, judge: Judge) -> None:
-    judge.scores = [1.0, 1.0, 2.0]
-    config = tiny(updates=3, eval_minutes=99.0, relearn=2, relearn_world=4)
-    with opened(config, tmp_path) as run:
-        run.progress.relearned = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
-        assert run.train()["exit_code"] == 75
-    assert not told(tmp_path, "final")
-    with opened(config, tmp_path) as run:
-        assert run.train()["best"]["score"] == 2.0
-
-
-def test_a_fresh_world_without_a_fresh_policy_is_refused() -> None:
-    with pytest.raises(UsageError, match="--relearn-world teaches a world for a fresh policy"):
-        check(tiny(relearn_world=10))
-
-
 def test_a_committee_is_kept_and_drives_after_loading(tmp_path: Path, judge: Judge) -> None:
     judge.scores = [1.0, 1.0, 2.0]
     with opened(tiny(updates=3, eval_minutes=99.0, relearn=2, relearn_members=3), tmp_path) as run:
@@ -230,7 +194,7 @@ def test_midway_stopped_and_resumed_it_ends_the_same(tmp_path: Path, midway: Sim
 def test_midway_a_signal_abandons_it(tmp_path: Path, midway: SimpleNamespace) -> None:
     midway.fresh = 5.5
     with opened(tiny(**MIDWAY), tmp_path) as run:
-        run.progress.relearning = lambda name, updates: os.kill(os.getpid(), signal.SIGTERM)
+        run.progress.relearning = lambda updates: os.kill(os.getpid(), signal.SIGTERM)
         run.train()
         assert run.dreamer.updates == 3 and run.judging.renewals == 0
     with opened(tiny(**MIDWAY), tmp_path) as run:

@@ -136,13 +136,6 @@ def test_fresh_policies_by_hand() -> None:
     assert "fresh policies learn for 8 min" in str(made) and "fresh" not in str(planned(minutes=10.0))
 
 
-def test_a_fresh_world_by_hand() -> None:
-    """The world's half of an update lasts 0.3 s: 400 of them are two minutes after the ten."""
-    config = dataclasses.replace(CONFIG, minutes=10.0, relearn=500, relearn_world=400)
-    made = plan(config, Pace(0.5, 0.01, 0.2), 20_000, 250)
-    assert made.relearning == pytest.approx((100 + 120) / 60) and made.minutes == pytest.approx(10 + 220 / 60, abs=0.01)
-
-
 def test_the_longest_episode_is_the_time_limit() -> None:
     for name, repeat, steps in (("CartPole-v1", 1, 500), ("CartPole-v1", 3, 167), ("worldmodel/Corridor-v0", 4, 250)):
         env = make(EnvConfig(id=name, action_repeat=repeat, image_size=0))

@@ -28,13 +28,13 @@ def agent_actions(spaces: Spaces) -> tuple[Space, Convert]:
 def task_actions(env: gym.Env, spaces: Spaces) -> tuple[Space, Convert]:
     """The action space of the real task itself; `env` is the wrapped task.
 
-    CarRacing's (steer, gas, brake) becomes (steer, gas / full_gas - brake), which undoes the wrapper's map exactly: of
+    CarRacing's (steer, gas, brake) becomes (steer, gas - brake), which undoes the wrapper's map exactly: of
     gas and brake at once, which no wrapped action means, the difference is left.
     """
     layer = env
     while isinstance(layer, gym.Wrapper):
         if isinstance(layer, SignedThrottle):
-            return layer.env.action_space, functools.partial(_signed, full_gas=layer.full_gas)
+            return layer.env.action_space, _signed
         if isinstance(layer, UnitActions):
             return layer.env.action_space, functools.partial(_unit, space=layer.env.action_space)
         if isinstance(layer, ZeroBased):
@@ -44,9 +44,9 @@ def task_actions(env: gym.Env, spaces: Spaces) -> tuple[Space, Convert]:
     return agent_actions(spaces)
 
 
-def _signed(action: Any, full_gas: float) -> np.ndarray:
-    steer, gas, brake = np.clip(_numbers(action, 3), [-1, 0, 0], [1, full_gas, 1])
-    return np.array([steer, gas / full_gas - brake], np.float32)
+def _signed(action: Any) -> np.ndarray:
+    steer, gas, brake = np.clip(_numbers(action, 3), [-1, 0, 0], 1)
+    return np.array([steer, gas - brake], np.float32)
 
 
 def _unit(action: Any, space: Box) -> np.ndarray:

@@ -35,20 +35,17 @@ def wrap(env: gym.Env, config: EnvConfig) -> gym.Env:
         raise UsageError(f"action_repeat must be at least 1, got {config.action_repeat}")
     if config.image_size < 0:
         raise UsageError(f"image_size must be positive, or 0 for the environment's own, got {config.image_size}")
-    env = ActionRepeat(wrap_actions(env, config.full_gas), config.action_repeat)
+    env = ActionRepeat(wrap_actions(env), config.action_repeat)
     env = SeeTiles(env) if config.see_tiles else env
     env = Observations(ReadScore(env) if config.read_score else env, config.image_size)
     return TimeAware(env) if config.see_time else env
 
 
-def wrap_actions(env: gym.Env, full_gas: float = 1.0) -> gym.Env:
-    """`env` with actions in Box(-1, 1, (A,), float32) or Discrete from 0. Raises UsageError for other spaces, and for a
-    `full_gas` below 1 where there is no gas."""
+def wrap_actions(env: gym.Env) -> gym.Env:
+    """`env` with actions in Box(-1, 1, (A,), float32) or Discrete from 0. Raises UsageError for other spaces."""
     space = env.action_space
     if is_car_racing(env) and isinstance(space, Box) and space.shape == (3,):
-        return SignedThrottle(env, full_gas)
-    if full_gas != 1:
-        raise UsageError(f"--env.full-gas {full_gas:g} is for CarRacing with continuous actions, not {name_of(env)}")
+        return SignedThrottle(env)
     if isinstance(space, Discrete):
         return env if space.start == 0 else ZeroBased(env)
     if isinstance(space, Box) and np.issubdtype(space.dtype, np.floating) and len(space.shape) == 1:
@@ -71,19 +68,18 @@ def is_car_racing(env: gym.Env) -> bool:
 
 
 class SignedThrottle(gym.ActionWrapper):
-    """CarRacing's actions as (steer, throttle) in [-1, 1]: gas = full_gas max(throttle, 0), brake = max(-throttle, 0).
+    """CarRacing's actions as (steer, throttle) in [-1, 1]: gas = max(throttle, 0), brake = max(-throttle, 0).
 
     Gas and brake at once are never useful, and two dimensions are explored sooner than three.
     """
 
-    def __init__(self, env: gym.Env, full_gas: float = 1.0) -> None:
+    def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        self.full_gas = full_gas
         self.action_space = Box(-1, 1, (2,), np.float32)
 
     def action(self, action: np.ndarray) -> np.ndarray:
         steer, throttle = np.clip(np.asarray(action, np.float32), -1, 1)
-        return np.array([steer, self.full_gas * max(throttle, 0), max(-throttle, 0)], np.float32)
+        return np.array([steer, max(throttle, 0), max(-throttle, 0)], np.float32)
 
 
 class ZeroBased(gym.ActionWrapper):

@@ -72,7 +72,7 @@ class ActorCritic(Policy):
             learns    a_0, v_0 from R_0 ...   up to a_{H-1}, v_{H-1} from R_{H-1}; s_H only bootstraps
 
         Args:
-            dream: horizon H, batch B; of several rollouts, copy after copy of the same starts. features: (H + 1, B, F)
+            dream: horizon H, batch B. features: (H + 1, B, F)
                 of its states; attached to the world's graph only where the actor learns through the dynamics.
                 discount, entropy_bonus: in place of the configured ones.
 
@@ -90,8 +90,6 @@ class ActorCritic(Policy):
         weights = discount_weights(discounts.detach())
         self.scale.update(returns.detach())
         advantage = (returns - values[:-1].detach()) / self.scale.value()
-        if c.rollouts > 1:
-            advantage = advantage - mean_of_others(advantage, c.rollouts)
         policy = self.distribution(seen[:-1])
         entropy = policy.entropy()
         if c.gradient == "dynamics":
@@ -154,13 +152,6 @@ class ActorCritic(Policy):
 
     def _cast(self, like: Tensor) -> torch.autocast:
         return torch.autocast(like.device.type, self.precision, enabled=self.precision != torch.float32)
-
-
-def mean_of_others(values: Tensor, copies: int) -> Tensor:
-    """The mean over the other copies, for every trajectory of `values` (H, copies x N), copy after copy: a baseline
-    that its own actions do not move, so that gradients stay unbiased."""
-    groups = values.unflatten(1, (copies, -1))
-    return ((groups.sum(1, keepdim=True) - groups) / (copies - 1)).flatten(1, 2)
 
 
 class ReturnScale(nn.Module):

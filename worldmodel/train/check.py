@@ -11,14 +11,14 @@ from worldmodel.errors import UsageError
 INTERVALS = {
     "[0, inf)": "world_models.kl_floor world_models.kl_scale world_models.mixture_layers world_models.head_layers "
     "evolution.weight_decay evolution.noise train_every "
-    "minutes frames updates pretrain relearn relearn_world eval_minutes save_minutes env.image_size world.head_layers "
+    "minutes frames updates pretrain relearn eval_minutes save_minutes env.image_size world.head_layers "
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale policy.layers policy.starts policy.entropy "
     "policy.final_entropy policy.slow_scale policy.replay_value optim.warmup replay.online",
     "[1, inf)": "world_models.latent world_models.depth world_models.tokens world_models.memory world_models.mixtures "
     "world_models.units world_models.vector_layers "
     "evolution.starts evolution.horizon evolution.every evolution.generations "
     "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
-    "world.classes world.units world.depth world.tokens policy.members policy.beliefs policy.rollouts policy.units "
+    "world.classes world.units world.depth world.tokens policy.members policy.beliefs policy.units "
     "policy.horizon replay.batch replay.length relearn_times relearn_members",
     "[3, inf)": "world.bins world_models.bins policy.bins",
     "[4, inf)": "evolution.population",
@@ -27,7 +27,7 @@ INTERVALS = {
     "[0, 1]": "greedy_from policy.lam policy.slow_rate policy.scale_rate optim.decay optim.final",
     "[0, 1)": "world_models.dropout policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 "
     "optim.average",
-    "(0, 1]": "env.full_gas world.decode_share world_models.decode_share",
+    "(0, 1]": "world.decode_share world_models.decode_share",
     "(0, 1)": "policy.discount",
     "[0, 9e18)": "seed",
 }
@@ -64,15 +64,8 @@ def check(config: Config) -> None:
     if config.policy.min_std > config.policy.max_std:
         low, high = config.policy.min_std, config.policy.max_std
         raise UsageError(f"--policy.min-std {low} must not be above --policy.max-std {high}")
-    if config.policy.rollouts > 1 and config.policy.gradient == "dynamics":
-        raise UsageError(
-            f"--policy.rollouts {config.policy.rollouts} give a baseline, and --policy.gradient dynamics has none: "
-            "set it to 1"
-        )
     if config.relearn and config.policy.kind != "actor-critic":
         raise UsageError("--relearn teaches a fresh actor-critic: leave it at 0 with another --policy.kind")
-    if config.relearn_world and not config.relearn:
-        raise UsageError("--relearn-world teaches a world for a fresh policy to dream in: give --relearn as well")
     if config.relearn and not config.eval_minutes:
         raise UsageError("--relearn needs evaluations that choose between the policies: give --eval-minutes")
     if config.policy.final_entropy and not config.policy.entropy:

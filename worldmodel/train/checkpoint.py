@@ -18,7 +18,7 @@ from worldmodel.train.random_state import rng_state, set_rng_state
 __all__ = ["RUNTIME_KEYS", "Checkpoints", "Interrupt", "check_resume", "rng_state", "set_rng_state"]
 
 RUNTIME_KEYS = frozenset(
-    {"minutes", "frames", "updates", "relearn", "relearn_members", "relearn_world", "device", "save_minutes"}
+    {"minutes", "frames", "updates", "relearn", "relearn_members", "device", "save_minutes"}
     | {"eval_minutes", "eval_episodes"}
 )
 """What may change between the sessions of one run: budgets, pace and place, nothing that shapes what is learnt (but for

@@ -16,7 +16,6 @@ from worldmodel.config import PolicyConfig
 from worldmodel.models.base import Batch, WorldModel, dream
 from worldmodel.policies.actor_critic import ActorCritic
 from worldmodel.policies.committee import Committee
-from worldmodel.randomness import TiledNoise
 from worldmodel.returns import moving, moving_discount
 from worldmodel.train.learner import Learner
 
@@ -75,16 +74,13 @@ def learn_in_dream(
     c = policy.config
     discount, bonus = _moved(c, progress)
     through = c.gradient == "dynamics"
-    rivals = start.unflatten(0, (c.members, -1)).repeat(1, c.rollouts, 1).flatten(0, 1)
     # One autocast around the whole dream: weights are converted once, not once a step.
     cast = torch.autocast(start.device.type, policy.precision, enabled=policy.precision != torch.float32)
     taught = [p for p in world.parameters() if p.requires_grad] if through else []
     for p in taught:  # the actor may learn through the dynamics; the world never learns from it
         p.requires_grad_(False)
-    # The rollouts of a start differ by what the policy does, not by luck.
-    copies = c.members * c.rollouts if c.rollouts > 1 else 1
-    with torch.set_grad_enabled(through), cast, TiledNoise(copies, len(rivals) // copies) as noise:
-        imagined = dream(world, rivals, noise.apart(policy.act_apart), c.horizon)
+    with torch.set_grad_enabled(through), cast:
+        imagined = dream(world, start, policy.act_apart, c.horizon)
     loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus)
     loss.backward()
     for p in taught:

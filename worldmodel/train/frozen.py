@@ -111,12 +111,9 @@ def _precision(config: Config) -> torch.dtype:
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
 
 
-def fresh_agent(
-    agent: Agent, replay: Replay, members: int, seed: int, note: Note, world: str = "this run's world"
-) -> Agent | None:
+def fresh_agent(agent: Agent, replay: Replay, members: int, seed: int, note: Note) -> Agent | None:
     """The world of `agent`, and a policy of so many `members` that learned in its dreams alone, which begin where the
-    newest episodes of `replay` were; None where it remembers no whole one. `agent` stays as it is. `world`: what the
-    card calls it."""
+    newest episodes of `replay` were; None where it remembers no whole one. `agent` stays as it is."""
     seen, c = look_back(agent, replay, FROM, FROM_EACH), agent.config
     if seen is None:
         return None
@@ -126,7 +123,7 @@ def fresh_agent(
     evolved = c.policy.kind == "evolution"
     told = f"CMA-ES), {c.relearn} generations" if evolved else f"actor-critics: {members}), {c.relearn} updates"
     made.card = {
-        "learning": f"a fresh policy ({told} in dreams of {world}, "
+        "learning": f"a fresh policy ({told} in dreams of this run's world, "
         "frozen; no replay value loss; the world learned from what the run's own policy lived"
     }
     return made

@@ -3,16 +3,14 @@
 now and then    the averaged agent drives the selection tracks; the best one is kept          RUN/best
 second half     after some of these evaluations a fresh policy learns (train/frozen.py),      --relearn-times
                 and goes on in place of the run's own if it scores better
-at the end      a last fresh policy, in a fresh world (train/anew.py) if that is asked for,   RUN/fresh
-                and the best so far: both drive other selection tracks, which have not chosen
-                anything yet, and the better one stays
+at the end      a last fresh policy, and the best so far: both drive other selection          RUN/fresh
+                tracks, which have not chosen anything yet, and the better one stays
 
 A signal abandons whatever is under way, as if it had not begun: the session that goes on with the run makes up for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -22,7 +20,6 @@ from worldmodel.agent import Agent
 from worldmodel.config import TRACKS
 from worldmodel.errors import CorruptError, UsageError
 from worldmodel.eval.real import Evaluation, evaluate
-from worldmodel.train.anew import learn_world
 from worldmodel.train.frozen import fresh_agent, renewals_due
 from worldmodel.train.hindsight import Hindsight, look_back, quick_gap
 from worldmodel.train.watch import open_loop_video
@@ -88,7 +85,7 @@ class Judging:
             self._save(agent, "best", None, look_back(agent, run.replay))
         if self.concluded() or run.stopped:
             return
-        agent = self._fresh(c.relearn_members, c.relearn_world)
+        agent = self._fresh(c.relearn_members)
         made = self._decide(agent) if agent else False
         if not run.stopped:
             self.last |= {"relearned": made}
@@ -145,32 +142,21 @@ class Judging:
         if fresh is not None and fresh > score:
             self.run.dreamer.adopt(agent.policy)
 
-    def _fresh(self, members: int, world_updates: int = 0) -> Agent | None:
-        """An agent with a fresh policy, in a fresh world if that is to learn at all; None when there is nothing to
-        dream of, or a signal stopped it."""
-        run, seed, world = self.run, self.renewals, "this run's world"
+    def _fresh(self, members: int) -> Agent | None:
+        """An agent with a fresh policy; None when there is nothing to dream of, or a signal stopped it."""
+        run, updates = self.run, self.run.config.relearn
 
-        def note(name: str, updates: int) -> Callable[..., None]:
-            def noted(update: int, metrics: dict[str, Tensor]) -> None:
-                if run.stopped:
-                    raise _StoppedError
-                run.progress.relearned(name, update, updates)
-                if update % 100 == 0:
-                    values = {key: float(value) for key, value in metrics.items()}
-                    run.log.write("relearn", update, values | {"fresh": name})
+        def note(update: int, metrics: dict[str, Tensor]) -> None:
+            if run.stopped:
+                raise _StoppedError
+            run.progress.relearned(update, updates)
+            if update % 100 == 0:
+                run.log.write("relearn", update, {name: float(value) for name, value in metrics.items()})
 
-            run.progress.relearning(name, updates)
-            return noted
-
+        run.progress.relearning(updates)
         try:
-            agent = run.dreamer.averaged_agent().fork()
-            if world_updates:
-                with run.clock("world"):
-                    noted = note("world", world_updates)
-                    agent.world = learn_world(agent, run.replay, world_updates, run.config.seed + seed, noted)
-                world = f"a fresh world, {world_updates} updates on all that this run remembers"
             with run.clock("dream"):
-                return fresh_agent(agent, run.replay, members, seed, note("policy", run.config.relearn), world)
+                return fresh_agent(run.dreamer.averaged_agent(), run.replay, members, self.renewals, note)
         except _StoppedError:
             return None
 

@@ -44,14 +44,14 @@ class Progress:
         """A real evaluation begins."""
         self._interlude(f"measuring the real score on {episodes} tracks of the selection range ...")
 
-    def relearning(self, name: str, updates: int) -> None:
-        """A fresh policy, or a fresh world, begins to learn."""
-        self._interlude(f"a fresh {name} learns: {updates:,} updates ...")
+    def relearning(self, updates: int) -> None:
+        """A fresh policy begins to learn."""
+        self._interlude(f"a fresh policy learns: {updates:,} updates ...")
 
-    def relearned(self, name: str, done: int, updates: int) -> None:
+    def relearned(self, done: int, updates: int) -> None:
         """It has learned from `done` of its updates; shown at a bearable rate."""
         if self._rested():
-            self._interlude(f"a fresh {name} learns: {done:,} of {updates:,} updates")
+            self._interlude(f"a fresh policy learns: {done:,} of {updates:,} updates")
 
     def _interlude(self, line: str) -> None:
         if self.live:

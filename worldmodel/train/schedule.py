@@ -81,7 +81,6 @@ def plan(config: Config, pace: Pace, step_bytes: int, episode_steps: int) -> Pla
     every, judging = config.eval_minutes * 60, config.eval_episodes * episode_steps * pace.step
     fresh = config.relearn * pace.dream  # seconds of a fresh policy with as many members as the run's own
     midway, last = fresh * (config.relearn_times - 1), fresh * config.relearn_members / config.policy.members
-    last += config.relearn_world * (pace.update - pace.dream)
     available = max(0.0, without_evaluations(config.minutes * 60, every, judging) - midway)
     cycle = pace.update + config.train_every * pace.step
     before = config.prefill * pace.step + config.pretrain * pace.update  # all before the policy first acts
