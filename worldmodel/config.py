@@ -319,10 +319,11 @@ PRESETS: dict[str, Config] = {
         policy=PolicyConfig(final_discount=0.998, final_entropy=1e-4, replay_value=1.0, beliefs=4),
         optim=OptimConfig(policy_lr=3e-4, decay=0.3),
         replay=ReplayConfig(mirror=True),
-        minutes=53.0,
+        minutes=0.0,
         frames=100_000,
+        updates=8500,
         train_every=2.4,
-        greedy_from=0.5,
+        greedy_from=0.8,
         relearn=1000,
         relearn_times=3,
         relearn_members=3,
@@ -357,6 +358,7 @@ with the published sizes."""
 PRESETS["carracing-fast"] = replace(
     PRESETS["carracing"],
     minutes=18.0,
+    updates=0,
     relearn=0,
     relearn_times=1,
     eval_minutes=4.5,
@@ -394,6 +396,7 @@ PRESETS["world-models-2018"] = replace(
     train_every=0.0,
     minutes=300.0,
     frames=0,
+    updates=0,
     eval_minutes=20.0,
 )
 
