@@ -382,8 +382,8 @@ PRESETS["world-models-cma"] = replace(
 )
 # 240,000 frames of random driving (the original: 10 million) in 0.8 GB; a third of the time for V and M alone, which
 # settle (decay) while C evolves, some 1200 generations (the original: 1800). Planned by the pace of an update (2 s) and
-# of a generation (5 to 6 s) with one thread on a busy machine; no such run was made yet. Temperature: the one with the
-# best real score in the original's VizDoom.
+# of a generation (5 to 6 s) with one thread on a busy machine; only the beginning of a smaller one was made
+# (docs/experiments.md). Temperature: the one with the best real score in the original's VizDoom.
 PRESETS["world-models-2018"] = replace(
     PRESETS["world-models-cma"],
     env=EnvConfig(),
