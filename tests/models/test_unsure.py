@@ -38,7 +38,10 @@ def test_dreams_are_those_of_the_world(temperature: float) -> None:
     for one in (plain, unsure(plain)):
         torch.manual_seed(3)
         dreams.append(dream(one if temperature == 1 else one.tempered(temperature), start, plan, 5))
-    assert all(torch.equal(a, b) for a, b in zip(*dreams, strict=True))
+    together, apart = dreams  # heads of all steps at once or step by step: on some CPUs the last bit differs
+    assert torch.equal(apart.states, together.states) and torch.equal(apart.actions, together.actions)
+    expect_equal(apart.rewards, together.rewards)
+    expect_equal(apart.conts, together.conts)
     assert unsure(plain).feature_bound == plain.feature_bound == 1
 
 
