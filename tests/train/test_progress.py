@@ -12,12 +12,13 @@ from rich.console import Console
 
 from worldmodel.train import progress as module
 from worldmodel.train.clock import Clock
-from worldmodel.train.progress import Progress, clock, describe
+from worldmodel.train.progress import Progress, clock, describe, time_left
 
 
 def status(**changes: Any) -> dict[str, Any]:
     return {
-        "minutes": 10.0, "frames": 12_345, "updates": 678, "done": 0.25, "elapsed": 600.0, "recent": None,
+        "minutes": 10.0, "frames": 12_345, "updates": 678, "done": 0.25, "elapsed": 600.0, "left": 1800.0,
+        "recent": None,
         "shares": {"env": 0.1, "world": 0.5, "dream": 0.3, "replay": 0.04, "eval": 0.02}, "learning": True,
     } | changes  # fmt: skip
 
@@ -36,22 +37,26 @@ def test_one_line_says_it_all() -> None:
 
 
 def test_before_anything_is_known() -> None:
-    line = describe(status(done=0.0, learning=False, shares={}), None, None)
+    line = describe(status(done=0.0, left=float("inf"), learning=False, shares={}), None, None)
     assert line.startswith("  0%  10:00 gone, - left | ") and "exploring at random before learning starts" in line
     assert "score" not in line and "return" not in line and "rest 100%" in line
 
 
 def test_bug_past_the_end_time_left_was_negative() -> None:
     """The last steps, and the last evaluation, may go a little beyond the budget."""
-    assert describe(status(done=1.05), None, None).startswith("100%  10:00 gone, 0:00 left | ")
+    assert time_left((60.0, 0.1), (600.0, 1.05)) == 0.0 == time_left(None, (600.0, 1.05))
+    assert describe(status(done=1.05, left=0.0), None, None).startswith("100%  10:00 gone, 0:00 left | ")
 
 
-def test_left_adds_up_to_the_whole() -> None:
-    for done in (0.1, 0.5, 0.9):
-        line = describe(status(done=done, elapsed=3600.0 * done), None, None)
-        gone, left = (sum(int(x) * 60**i for i, x in enumerate(reversed(part.split(" ")[0].split(":"))))
-                      for part in line[6:].split(" | ")[0].split(", "))  # fmt: skip
-        assert abs(gone + left - 3600) <= 1
+def test_bug_time_left_took_the_pace_of_exploring_for_that_of_learning() -> None:
+    """10 % of the frames are explored in 20 seconds; the rest takes ten minutes for every percent."""
+    for done in (0.11, 0.5, 0.9):
+        left = time_left((20.0, 0.10), (20.0 + 60_000 * (done - 0.1), done))
+        assert left == pytest.approx(60_000 * (1 - done))
+
+
+def test_time_left_is_unknown_before_learning_has_a_pace() -> None:
+    assert time_left(None, (20.0, 0.1)) == time_left((20.0, 0.1), (20.0, 0.1)) == float("inf")
 
 
 @pytest.mark.parametrize(

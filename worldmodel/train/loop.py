@@ -36,7 +36,7 @@ from worldmodel.train.collect import Collector
 from worldmodel.train.judging import Judging
 from worldmodel.train.learner import learner
 from worldmodel.train.log import Log
-from worldmodel.train.progress import Progress
+from worldmodel.train.progress import Progress, time_left
 from worldmodel.train.schedule import fast_precision, find_device, longest_episode, measure, plan
 from worldmodel.train.shards import Shards
 
@@ -90,6 +90,7 @@ class Run:
         self.judging = Judging(self)
         self.interrupt = Interrupt()
         self.recent: list[float] = []
+        self.learning_since: tuple[float, float] | None = None  # (seconds, share of the budget) in this session
         step, position = self._resume() or (None, None)
         self.log = Log(self.out, step, position, warn=self.progress.warn)
         storage.write_file(self.out / "config.json", to_dict(c))
@@ -202,8 +203,13 @@ class Run:
 
     def _status(self) -> dict[str, Any]:
         recent = float(np.mean(self.recent)) if self.recent else None
-        return self.counters() | {"done": self.done(), "elapsed": self.elapsed, "recent": recent,
-                                   "shares": self.clock.shares(), "learning": self.prefilled is not None}  # fmt: skip
+        now = (self.elapsed, self.done())
+        if self.learning_since is None and self.dreamer.updates:
+            self.learning_since = now
+        return self.counters() | {
+            "done": now[1], "elapsed": now[0], "left": time_left(self.learning_since, now), "recent": recent,
+            "shares": self.clock.shares(), "learning": self.prefilled is not None,
+        }  # fmt: skip
 
     def _summary(self, exit_code: int) -> dict[str, Any]:
         return self.counters() | {

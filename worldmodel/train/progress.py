@@ -90,9 +90,8 @@ class Progress:
 
 def describe(status: dict[str, Any], score: float | None, best: float | None) -> str:
     """One line: share done, time gone and left, counters, scores, where the time goes."""
-    done, elapsed = status["done"], status["elapsed"]
-    left = elapsed / done * max(0.0, 1 - done) if done > 0 else float("inf")
-    parts = [f"{min(done, 1):4.0%}  {clock(elapsed)} gone, {clock(left)} left"]
+    done = status["done"]
+    parts = [f"{min(done, 1):4.0%}  {clock(status['elapsed'])} gone, {clock(status['left'])} left"]
     parts.append(f"{status['frames']:,} frames, {status['updates']:,} updates")
     if not status["learning"]:
         parts.append("exploring at random before learning starts")
@@ -105,6 +104,19 @@ def describe(status: dict[str, Any], score: float | None, best: float | None) ->
     shares["rest"] = max(0.0, 1 - sum(shares.values()))
     parts.append(", ".join(f"{label} {share:.0%}" for label, share in shares.items()))
     return " | ".join(parts)
+
+
+def time_left(since: tuple[float, float] | None, now: tuple[float, float]) -> float:
+    """Seconds until the whole budget is used up, at the pace since learning began in this session.
+
+    Exploring at random uses up a tenth of the frames in seconds, so its pace says nothing.
+
+    Args:
+        since, now: (seconds of training, share of the budget used up); None before anything is learned.
+    """
+    if since is None or now[1] <= since[1]:
+        return float("inf") if now[1] < 1 else 0.0
+    return (now[0] - since[0]) / (now[1] - since[1]) * max(0.0, 1 - now[1])
 
 
 def clock(seconds: float) -> str:
