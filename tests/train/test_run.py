@@ -171,3 +171,23 @@ def test_bug_an_error_left_the_terminal_without_a_cursor(tmp_path: Path) -> None
     assert progress.live is None
     shown = terminal.getvalue()
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "shown again after it was hidden"
+
+
+def test_time_left_is_told_as_soon_as_learning_has_a_pace(tmp_path: Path) -> None:
+    """In a resumed session too, by the pace of that session alone."""
+
+    class Heard(Told):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told: list[tuple[int, float]] = []
+
+        def update(self, status: dict[str, Any]) -> None:
+            self.told.append((status["updates"], status["left"]))
+
+    for updates, before in ((6, 0), (20, 6)):
+        heard = Heard()
+        train(tiny(updates=updates), tmp_path, heard)
+        assert all(left == float("inf") for done, left in heard.told if done <= before)
+        known = [left for done, left in heard.told if before + 1 < done < updates]
+        assert known and all(0 < left < 60 for left in known)
+        assert heard.told[-1] == (updates, 0.0)

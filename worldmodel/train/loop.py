@@ -133,6 +133,8 @@ class Run:
             last = dict.fromkeys(("log", "save"), time.perf_counter())
             while self.done() < 1 and not interrupt.stop:
                 metrics = self._advance()
+                if metrics is not None and self.learning_since is None:
+                    self.learning_since = (self.elapsed, self.done())
                 now = time.perf_counter()
                 if metrics is None and self.collector.finished:
                     self._episode_ended()
@@ -204,8 +206,6 @@ class Run:
     def _status(self) -> dict[str, Any]:
         recent = float(np.mean(self.recent)) if self.recent else None
         now = (self.elapsed, self.done())
-        if self.learning_since is None and self.dreamer.updates:
-            self.learning_since = now
         return self.counters() | {
             "done": now[1], "elapsed": now[0], "left": time_left(self.learning_since, now), "recent": recent,
             "shares": self.clock.shares(), "learning": self.prefilled is not None,
