@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldmodel.config import Config, preset
+from worldmodel.config import Config
 from worldmodel.envs import Spaces, make
 from worldmodel.envs.explore import RandomActions
 from worldmodel.eval.machine import cpu_model
+from worldmodel.presets import preset
 from worldmodel.train.clock import Clock
 from worldmodel.train.schedule import fast_precision
 from worldmodel.train.world_models import WorldModels

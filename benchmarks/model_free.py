@@ -25,9 +25,10 @@ from torch import nn
 from benchmarks.dream_ppo import judge
 from worldmodel import storage
 from worldmodel.agent import Agent, build
-from worldmodel.config import TRACKS, Config, preset
+from worldmodel.config import TRACKS, Config
 from worldmodel.envs import Spaces, make
 from worldmodel.eval.machine import cpu_cores, cpu_model
+from worldmodel.presets import preset
 
 STACK = 4
 """Agent steps that PPO sees at once."""

@@ -19,9 +19,10 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from worldmodel.config import Config, preset
+from worldmodel.config import Config
 from worldmodel.envs import Spaces, make
 from worldmodel.eval.machine import cpu_model
+from worldmodel.presets import preset
 from worldmodel.train.clock import Clock
 from worldmodel.train.dreamer import Dreamer
 from worldmodel.train.schedule import fast_precision, random_batch

@@ -17,7 +17,8 @@ import torch
 import worldmodel
 from worldmodel import storage
 from worldmodel.cli import main
-from worldmodel.config import PRESETS, TRACKS
+from worldmodel.config import TRACKS
+from worldmodel.presets import PRESETS
 from worldmodel.train.schedule import Pace
 
 ROOT = Path(worldmodel.__file__).parents[1]

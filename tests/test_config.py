@@ -11,8 +11,9 @@ import json
 import pytest
 
 from worldmodel import config as module
-from worldmodel.config import PRESETS, TRACKS, Config, differences, from_dict, preset, size, to_dict
+from worldmodel.config import TRACKS, Config, differences, from_dict, to_dict
 from worldmodel.errors import UsageError
+from worldmodel.presets import PRESETS, preset, size
 
 
 @pytest.mark.parametrize("name", PRESETS)

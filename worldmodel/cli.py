@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code. Errors meant for users are one line on standard error."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        from worldmodel.config import PRESETS
+        from worldmodel.presets import PRESETS
 
         print(HELP.format(presets=", ".join(PRESETS)))
         return 0 if argv else 2
@@ -62,9 +62,9 @@ def train(argv: list[str]) -> int:
     """`worldmodel train [PRESET] [--out RUN] [--minutes ...] [--json]`."""
     import tyro
 
-    from worldmodel.config import PRESETS, preset
     from worldmodel.errors import UsageError
     from worldmodel.options import Train
+    from worldmodel.presets import PRESETS, preset
 
     name = argv.pop(0) if argv and not argv[0].startswith("-") else None
     if name and name not in PRESETS and Path(name).is_dir():

@@ -12,11 +12,12 @@ from gymnasium.spaces import Box
 
 import worldmodel.envs
 from worldmodel.agent import build
-from worldmodel.config import EnvConfig, preset
+from worldmodel.config import EnvConfig
 from worldmodel.envs import Spaces, make
 from worldmodel.envs.car_score import HIGHEST, LOWEST, ReadScore, read_score
 from worldmodel.envs.thermometer import thermometer
 from worldmodel.errors import UsageError
+from worldmodel.presets import preset
 
 CONFIG = EnvConfig(read_score=True)
 

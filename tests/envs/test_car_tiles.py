@@ -11,10 +11,11 @@ import torch
 
 import worldmodel.envs
 from worldmodel.agent import build
-from worldmodel.config import EnvConfig, preset
+from worldmodel.config import EnvConfig
 from worldmodel.envs import Spaces, make
 from worldmodel.envs.car_tiles import BRIGHT, DARK, GAP, brighten_tiles
 from worldmodel.errors import UsageError
+from worldmodel.presets import preset
 
 CONFIG = EnvConfig(see_tiles=True)
 

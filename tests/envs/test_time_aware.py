@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from worldmodel.agent import build
-from worldmodel.config import EnvConfig, preset
+from worldmodel.config import EnvConfig
 from worldmodel.envs import Spaces, make
 from worldmodel.envs.wrappers import time_limit
 from worldmodel.errors import UsageError
+from worldmodel.presets import preset
 
 CAR = EnvConfig(read_score=True, see_time=True)
 POLE = EnvConfig(id="MountainCarContinuous-v0", action_repeat=3, image_size=0, see_time=True)  # 999 frames

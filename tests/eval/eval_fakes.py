@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.agent import Agent
-from worldmodel.config import EnvConfig, preset
+from worldmodel.config import EnvConfig
 from worldmodel.envs import Spaces, make
 from worldmodel.models.base import Step, WorldModel
+from worldmodel.presets import preset
 
 SIZE = 16
 BONUS = 100.0  # paid with the last step of an episode that terminates

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from worldmodel.config import preset
 from worldmodel.models.rssm import RSSM
 from worldmodel.policies.actor_critic import ActorCritic
+from worldmodel.presets import preset
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from tiny import SEEN, WORLD_MODELS, expect_equal, observation, vae_mdn_rnn
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from worldmodel.config import WorldModelsConfig, preset
+from worldmodel.config import WorldModelsConfig
 from worldmodel.errors import UsageError
 from worldmodel.models.observations import reconstruction_loss
 from worldmodel.models.vae import VAE, Decoder2018, Encoder2018, Gaussian, dead_dimensions, floored_kl
+from worldmodel.presets import preset
 
 
 def published() -> VAE:

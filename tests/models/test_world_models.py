@@ -24,13 +24,14 @@ from tiny import (
 )
 
 from worldmodel.agent import build
-from worldmodel.config import from_dict, preset, to_dict
+from worldmodel.config import from_dict, to_dict
 from worldmodel.envs import Spaces
 from worldmodel.errors import UsageError
 from worldmodel.models.base import Batch, dream
 from worldmodel.models.rssm import RSSM
 from worldmodel.models.vae import dead_dimensions, floored_kl
 from worldmodel.models.world_models import VaeMdnRnn
+from worldmodel.presets import preset
 
 D, N = WORLD_MODELS.latent, WORLD_MODELS.memory
 

@@ -12,11 +12,11 @@ from tiny import ACTIONS, expect_equal, shake, state_of, vae_mdn_rnn, world
 from torch import Tensor, nn
 
 from worldmodel.agent import build
-from worldmodel.config import preset
 from worldmodel.envs import Spaces
 from worldmodel.models.base import Step, WorldModel, dream
 from worldmodel.policies import evolution as module
 from worldmodel.policies.evolution import Controller, Population, Search, dreamed_returns, population_returns
+from worldmodel.presets import preset
 
 # -- the controller ---------------------------------------------------------------------------------------------------
 

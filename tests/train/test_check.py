@@ -85,7 +85,7 @@ def test_evolution_has_no_critic_that_replay_could_teach() -> None:
 
 def test_every_number_of_a_configuration_has_limits() -> None:
     """A new field cannot be forgotten, and every default and preset lies within."""
-    from worldmodel.config import PRESETS
+    from worldmodel.presets import PRESETS
 
     def numbers(values: dict[str, Any], prefix: str = "") -> set[str]:
         out: set[str] = set()

@@ -13,13 +13,14 @@ import torch
 
 from worldmodel import storage
 from worldmodel.agent import build
-from worldmodel.config import EnvConfig, preset
+from worldmodel.config import EnvConfig
 from worldmodel.envs import Spaces, make
 from worldmodel.errors import UsageError
 from worldmodel.eval.gap import episodes as library
 from worldmodel.eval.gap.episodes import episodes
 from worldmodel.eval.gap.forks import Start, Unseen, choose_starts, fork, replay
 from worldmodel.eval.real import evaluate
+from worldmodel.presets import preset
 
 if "ShortCar-v0" not in gym.registry:
     gym.register("ShortCar-v0", "worldmodel.envs.car_racing:CarRacing", max_episode_steps=80)
