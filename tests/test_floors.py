@@ -13,7 +13,7 @@ import pytest
 import worldmodel
 
 PACKAGE = Path(worldmodel.__file__).parent
-GROUND = ["config", "errors", "storage", "codec", "manifest", "lock", "options",
+GROUND = ["config", "presets", "errors", "storage", "codec", "manifest", "lock", "options",
           "distributions", "returns", "nets", "optim", "randomness"]  # fmt: skip
 FLOORS = [GROUND, "envs", "models", "policies", "replay", "agent", "eval", "train", ["cli", "__main__"]]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in ([names] if isinstance(names, str) else names)}
