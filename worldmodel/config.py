@@ -290,6 +290,10 @@ class Config:
     greedy_from: float = 1.0
     """Share of the budget after which the policy collects by its likeliest actions, as when it is judged, in place of
     sampled ones, so that the world learns what those lead to (ours; CarRacing: docs/experiments.md); 1 = never."""
+    world_only_from: float = 1.0
+    """Share of the budget after which the run's own policy rests: a fresh one of `relearn_members` learns and drives
+    from then on, as it would be judged, and only the world learns from it (ours; CarRacing: docs/experiments.md);
+    1 = never. Needs `relearn`."""
     eval_minutes: float = 5.0
     """Minutes between evaluations in the real environment (0 = never)."""
     eval_episodes: int = 10

@@ -120,6 +120,11 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if not key.startswith(TIME_FIELDS)} for line in lines]
 
 
+def told(out: Path, kind: str = "eval") -> list[dict[str, Any]]:
+    """Those lines of metrics.jsonl that are of this kind."""
+    return [line for line in metrics(out) if line["kind"] == kind]
+
+
 def flip(path: Path, at: int = -1) -> None:
     """Turns one bit of a file."""
     data = bytearray(path.read_bytes())

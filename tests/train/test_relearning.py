@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import Judge, flip, opened, tiny, train
+from run_helpers import Judge, flip, opened, tiny, told, train
 
 from worldmodel.agent import Agent
 from worldmodel.config import TRACKS
@@ -20,11 +19,6 @@ from worldmodel.errors import UsageError
 from worldmodel.train import judging
 from worldmodel.train.check import check
 from worldmodel.train.frozen import renewals_due
-
-
-def told(folder: Path, kind: str = "eval") -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ INTERVALS = {
     "[4, inf)": "evolution.population",
     "(0, inf)": "world_models.mixture_scale evolution.sigma policy.min_std policy.max_std policy.temperature "
     "optim.world_lr optim.policy_lr optim.agc optim.eps replay.gigabytes",
-    "[0, 1]": "greedy_from policy.lam policy.slow_rate policy.scale_rate optim.decay optim.final",
+    "[0, 1]": "greedy_from world_only_from policy.lam policy.slow_rate policy.scale_rate optim.decay optim.final",
     "[0, 1)": "world_models.dropout policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 "
     "optim.average",
     "(0, 1]": "world.decode_share world_models.decode_share",
@@ -68,6 +68,10 @@ def check(config: Config) -> None:
         raise UsageError("--relearn teaches a fresh actor-critic: leave it at 0 with another --policy.kind")
     if config.relearn and not config.eval_minutes:
         raise UsageError("--relearn needs evaluations that choose between the policies: give --eval-minutes")
+    if config.world_only_from < 1 and not config.relearn:
+        raise UsageError("--world-only-from needs a fresh policy that drives: give --relearn")
+    if config.world_only_from < 1 and not config.train_every:
+        raise UsageError("--world-only-from needs somebody who drives, nobody does with --train-every 0: leave it at 1")
     if config.policy.final_entropy and not config.policy.entropy:
         raise UsageError("--policy.final-entropy is approached from --policy.entropy, which must then not be 0")
 

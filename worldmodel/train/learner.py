@@ -58,10 +58,11 @@ class Learner:
         """What the policy learns from, for the card of an agent."""
         raise NotImplementedError
 
-    def update(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], Tensor]:
+    def update(self, batch: Batch, progress: float = 0.0, world_only: bool = False) -> tuple[dict[str, Tensor], Tensor]:
         """One update of world and policy from one batch: (metrics name -> (), posterior states (T, B, S)).
 
-        `progress` (0 to 1) of the run decides learning rates, discount and entropy bonus, where they move along.
+        `progress` (0 to 1) of the run decides learning rates, discount and entropy bonus, where they move along. With
+        `world_only` the policy stays as it is.
 
         Raises NumericalError naming the loss or the parameter that is not finite; nothing is changed then.
         """
@@ -74,7 +75,8 @@ class Learner:
         with self.clock("dream"):
             before = [(value, value.clone()) for value in self._moved_by_lessons()]
             try:
-                metrics |= self._teach_policy(batch, states, progress)
+                if not world_only:
+                    metrics |= self._teach_policy(batch, states, progress)
                 check_finite(metrics)
                 self._check_gradients()
             except NumericalError:
@@ -82,7 +84,8 @@ class Learner:
                     value.copy_(was)
                 raise
             self.optimizer.step(rate)
-            self._stepped()
+            if not world_only:
+                self._stepped()
             self.average.update()
         self.updates += 1
         return metrics | {"optim/rate": torch.tensor(rate)}, states
@@ -119,9 +122,10 @@ class Learner:
 
     def _check_gradients(self) -> None:
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norms = torch.stack(torch._foreach_norm([p.grad for p in params]))
+        taught = [(name, p.grad) for name, p in zip(self.names, params, strict=True) if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm([grad for _, grad in taught]))
         if not torch.isfinite(norms).all():
-            bad = [name for name, norm in zip(self.names, norms, strict=True) if not torch.isfinite(norm)]
+            bad = [name for (name, _), norm in zip(taught, norms, strict=True) if not torch.isfinite(norm)]
             raise NumericalError(
                 f"gradient of {bad[0]} not finite at update {self.updates}, and of {len(bad) - 1} more"
             )

@@ -7,6 +7,7 @@ RUN/checkpoints/                 from which it resumes
 RUN/replay/                      what it lived through, in files of 1000 steps
 RUN/best/                        the best agent by real return on the selection tracks
 RUN/fresh/                       the last fresh policy, whether it became the best or not
+RUN/driver/                      who drives while only the world learns
 RUN/videos/                      decoded dreams
 """
 
@@ -173,11 +174,12 @@ class Run:
         owed = c.pretrain + lived / c.train_every if c.train_every else math.inf
         if self.dreamer.updates >= owed or not self.replay.ready():  # memories may be lost to a damaged disk
             with self.clock("env"):
-                self.collector.step(random=False, sample=self.done() < c.greedy_from)
+                sample = self.done() < c.greedy_from and not self.judging.handed_over
+                self.collector.step(random=False, sample=sample)
             return None
         with self.clock("replay"):
             batch, index = self.replay.sample(c.replay.batch, self.device)
-        metrics, states = self.dreamer.update(batch, self.done())
+        metrics, states = self.dreamer.update(batch, self.done(), self.judging.handed_over)
         with self.clock("replay"):
             self.replay.write_back(index, states)
         return metrics
@@ -186,6 +188,7 @@ class Run:
         episode, self.collector.finished = self.collector.finished, None
         self.recent = [*self.recent[-9:], episode["return"]]
         self.log.write("episode", self.replay.total, episode | self.counters())
+        self.judging.between_episodes()
 
     @property
     def stopped(self) -> bool:
@@ -262,10 +265,10 @@ class Run:
                              "install what it began with, or begin another --out")  # fmt: skip
         self.shards.restore(self.replay, files, self.progress.warn)
         self.dreamer.load_tensors(files["learner.safetensors"], values["updates"])
+        self.judging.resume(values)
         if obstacle := self.collector.restore(values["collector"], files["actor.safetensors"]):
             self.progress.warn(f"{obstacle}: it was cut off, a new one begins")
         self.prefilled, self.seconds, self.recent = values["prefilled"], values["seconds"], values["recent"]
-        self.judging.resume(values)
         set_rng_state(files, self.streams)
         self.progress.resumed(path, values["updates"])
         return values["total"], values["log"]
