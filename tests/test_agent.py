@@ -276,6 +276,16 @@ def test_nothing_there_says_what_to_give(tmp_path: Path) -> None:
         Agent.load(tmp_path / "nowhere")
 
 
+def test_bug_an_agent_of_a_later_version_did_not_say_which_file_was_not_understood(tmp_path: Path) -> None:
+    agent("vector").save(tmp_path / "a")
+    contents = storage.read_folder(tmp_path / "a")
+    contents["config.json"]["dream_twice"] = 1
+    storage.write_folder(tmp_path / "a", contents)
+    file = re.escape(str(tmp_path / "a" / "config.json"))
+    with pytest.raises(UsageError, match=f"{file}: unknown .* dream_twice.*: another version of worldmodel wrote it"):
+        Agent.load(tmp_path / "a")
+
+
 def test_damaged_weights_are_noticed(tmp_path: Path) -> None:
     agent("vector").save(tmp_path / "a")
     path = tmp_path / "a" / "agent.safetensors"

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from worldmodel import storage
-from worldmodel.config import Config, from_dict, to_dict
+from worldmodel.config import Config, from_file, to_dict
 from worldmodel.envs import Spaces, make, wrap
 from worldmodel.envs.car_score import score_vector
 from worldmodel.envs.car_tiles import brighten_tiles
@@ -197,7 +197,8 @@ class Agent:
     def load(cls, path: str | Path, device: str = "cpu") -> Agent:
         """The agent of a run folder (its best), or of an agent folder; in float32, whatever it was trained in.
 
-        Raises UsageError when nothing is there and CorruptError when a file is not what was written.
+        Raises UsageError when nothing is there, or what another version wrote, and CorruptError when a file is not what
+        was written.
         """
         folder = Path(path)
         if not storage.exists(folder) and storage.exists(folder / "best"):
@@ -206,7 +207,7 @@ class Agent:
             raise UsageError(f"no agent in {str(path)!r}: give a run folder with a best agent, or an agent folder")
         contents = storage.read_folder(folder, FILES, optional=[STARTS])
         config, spaces, weights, card = (contents[name] for name in FILES)
-        agent = build(from_dict(config), Spaces.from_dict(spaces), torch.float32).to(device)
+        agent = build(from_file(config, folder / FILES[0]), Spaces.from_dict(spaces), torch.float32).to(device)
         agent.load_weights(weights)
         agent.card = card
         if STARTS in contents:

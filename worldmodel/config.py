@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from worldmodel.errors import UsageError
@@ -318,6 +319,14 @@ def to_dict(config: Config) -> dict[str, Any]:
 def from_dict(values: dict[str, Any]) -> Config:
     """The inverse of `to_dict`. Raises UsageError naming an unknown key and the nearest known one."""
     return _build(Config, values, "")
+
+
+def from_file(values: dict[str, Any], path: Path) -> Config:
+    """`from_dict` of what `path` holds, whose checksum is right, so that an unknown key is not damage."""
+    try:
+        return from_dict(values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}: another version of worldmodel wrote it") from error
 
 
 def _build(cls: type, values: dict[str, Any], where: str) -> Any:

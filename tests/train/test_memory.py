@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from run_helpers import Told, content, flip, tiny
 
+from worldmodel import storage
 from worldmodel.errors import UsageError
 from worldmodel.train.loop import Run
 from worldmodel.train.memory import remembered
@@ -41,3 +42,15 @@ def test_what_is_damaged_is_told_and_left_out(tmp_path: Path) -> None:
 def test_a_folder_without_a_checkpoint_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no checkpoint in '.*': give the folder of a training run"):
         remembered(tmp_path)
+
+
+def test_a_run_of_another_version_is_named(tmp_path: Path) -> None:
+    with Run(tiny(updates=3), tmp_path, Told()) as run:
+        run.train()
+        path, saved = run.checkpoints.latest()
+    saved["run.json"]["config"]["dream_twice"] = 1
+    storage.write_folder(path, saved)
+    with pytest.raises(UsageError, match=r"run\.json: unknown configuration key dream_twice: another version"):
+        remembered(tmp_path)
+    with pytest.raises(UsageError, match=r"run\.json: unknown configuration key dream_twice: another version"):
+        Run(tiny(updates=4), tmp_path, Told())

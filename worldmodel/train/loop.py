@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from worldmodel import storage
-from worldmodel.config import TRACKS, Config, from_dict, to_dict
+from worldmodel.config import TRACKS, Config, from_dict, from_file, to_dict
 from worldmodel.envs import Spaces, make
 from worldmodel.envs.explore import RandomActions
 from worldmodel.envs.mirror import Mirror
@@ -258,7 +258,7 @@ class Run:
             return None
         path, files = found
         values = files["run.json"]
-        check_resume(from_dict(values["config"]), self.config)
+        check_resume(from_file(values["config"], path / "run.json"), self.config)
         began = Spaces.from_dict(storage.read_file(self.out / "spaces.json"))
         if began != self.spaces:
             raise UsageError(f"{self.config.env.id} gives {self.spaces} now, but this run began with {began}: "
@@ -282,7 +282,9 @@ def stored_config(out: Path) -> Config | None:
     try:
         return from_dict(storage.read_file(path))
     except (CorruptError, UsageError, AttributeError) as error:
-        raise CorruptError(f"{path} is damaged: {error}; delete it, and repeat the options of the run") from error
+        raise CorruptError(
+            f"{path} is damaged, or of another version: {error}; delete it, and repeat the options of the run"
+        ) from error
 
 
 def _settle(config: Config, out: Path) -> Config:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from worldmodel import storage
-from worldmodel.config import from_dict
+from worldmodel.config import from_file
 from worldmodel.envs import Spaces
 from worldmodel.envs.mirror import Mirror
 from worldmodel.errors import UsageError
@@ -26,7 +26,7 @@ def remembered(run: str | Path, warn: Callable[[str], None] = warnings.warn) -> 
     if found is None:
         raise UsageError(f"no checkpoint in {str(run)!r}: give the folder of a training run")
     files = found[1]
-    config = from_dict(files["run.json"]["config"])
+    config = from_file(files["run.json"]["config"], found[0] / "run.json")
     spaces, r = Spaces.from_dict(storage.read_file(Path(run) / "spaces.json")), config.replay
     mirror = Mirror.of(spaces) if r.mirror else None
     width = files["states.npy"].shape[1] // (2 if mirror else 1)
