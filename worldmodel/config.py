@@ -295,6 +295,9 @@ class Config:
     """Share of the budget after which the run's own policy rests: a fresh one of `relearn_members` learns and drives
     from then on, as it would be judged, and only the world learns from it (ours; CarRacing: docs/experiments.md);
     1 = never. Needs `relearn`; of the policies that `relearn_times` asks for, only the last is tried after that."""
+    drivers: int = 1
+    """How many fresh policies drive while only the world learns, one after the other and equally long, each learned in
+    the world as it is by then (ours; CarRacing: docs/experiments.md)."""
     eval_minutes: float = 5.0
     """Minutes between evaluations in the real environment (0 = never)."""
     eval_episodes: int = 10

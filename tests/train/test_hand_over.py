@@ -17,6 +17,7 @@ from worldmodel.config import Config
 from worldmodel.errors import UsageError
 from worldmodel.train import judging
 from worldmodel.train.check import check
+from worldmodel.train.frozen import driver_due
 from worldmodel.train.loop import Run
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -49,14 +50,14 @@ def test_a_fresh_policy_drives_and_only_the_world_learns(
         real, step = run.judging._take_the_wheel, run.collector.step
         sampled: list[tuple[bool, bool]] = []
 
-        def take() -> None:
-            real()
+        def take(turn: int) -> None:
+            real(turn)
             at.update(updates=run.dreamer.updates, done=run.done(), weights=weights(run), step=run.replay.total)
             assert run.collector.length == 0, "an episode is driven by one alone"
 
         monkeypatch.setattr(run.judging, "_take_the_wheel", take)
         run.collector.step = lambda random, sample=True: (
-            None if random else sampled.append((run.judging.handed_over, sample)),
+            None if random else sampled.append((run.judging.handed_over > 0, sample)),
             step(random, sample),
         )[1]
         run.train()
@@ -148,6 +149,50 @@ def test_more_budget_goes_on_with_who_drove(tmp_path: Path, judge: Judge) -> Non
     assert len(told(tmp_path, "eval")) == 2 and len(told(tmp_path, "final")) == 4
 
 
+def test_drivers_take_turns(tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge.scores = [5.0, 3.0, 4.0, 5.5, 6.0]
+    config = handing_over(updates=90, drivers=2)
+    whole = train(config, tmp_path / "whole")
+    judge.scores = [5.0, 3.0, 4.0, 5.5, 6.0]
+    turns: list[tuple[int, int, float, str]] = []
+    with opened(config, tmp_path / "a") as run:  # stopped while the second one drives, if not before
+        real, step = run.judging._take_the_wheel, run.collector.step
+
+        def take(turn: int) -> None:
+            real(turn)
+            assert run.collector.length == 0, "an episode is driven by one alone"
+            turns.append((turn, run.dreamer.updates, run.done(), run.collector.agent.version))
+
+        def drive(*args: Any, **options: Any) -> bool:
+            if len(turns) == 2 and run.collector.length == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*args, **options)
+
+        monkeypatch.setattr(run.judging, "_take_the_wheel", take)
+        run.collector.step = drive
+        run.train()
+        assert run.dreamer.updates < 90
+    assert [turn for turn, *_ in turns] == [1, 2]
+    assert 0.3 <= turns[0][2] < 0.65 <= turns[1][2] < 1 and turns[0][3] != turns[1][3]
+    with opened(config, tmp_path / "a") as run:
+        assert run.judging.handed_over == 2 and run.collector.agent.version == turns[1][3]
+    again = train(config, tmp_path / "a")
+    for part in ("learner", "streams", "replay", "episode"):
+        assert again[part] == whole[part], part
+    evals = told(tmp_path / "a", "eval")
+    assert [(line["updates"], line.get("relearned", False)) for line in evals] == [
+        (turns[0][1], False), (turns[0][1], True), (turns[1][1], True),
+    ], "the run's own policy rests after the first"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("done", "turn"), [(0.0, 0), (0.39, 0), (0.4, 1), (0.59, 1), (0.6, 2), (0.8, 3), (0.99, 3), (1.0, 0), (1.2, 0)]
+)
+def test_turns_are_equally_long(done: float, turn: int) -> None:
+    assert driver_due(handing_over(world_only_from=0.4, drivers=3), done) == turn
+    assert driver_due(handing_over(world_only_from=1.0), done) == 0
+
+
 def test_a_damaged_driver_is_replaced_by_another(tmp_path: Path, judge: Judge) -> None:
     judge.scores = list(SCORES)
     train(handing_over(), tmp_path)
@@ -185,4 +230,8 @@ def test_wrong_settings_are_named() -> None:
         check(handing_over(train_every=0.0))
     with pytest.raises(UsageError, match=r"--world-only-from must be in \[0, 1\], not 1.5"):
         check(handing_over(world_only_from=1.5))
+    with pytest.raises(UsageError, match="--drivers 2 take turns while only the world learns: give --world-only-from"):
+        check(handing_over(world_only_from=1.0, drivers=2))
+    with pytest.raises(UsageError, match=r"--drivers must be .*, not 0"):
+        check(handing_over(drivers=0))
     check(dataclasses.replace(handing_over(), world_only_from=0.0))

@@ -148,6 +148,8 @@ def test_a_hand_over_by_hand() -> None:
     assert made.relearning == pytest.approx(10) and made.steps == 1000 + 900 * 4
     assert made.evaluations == int(0.6 * seconds / 100) + 1 == 3
     assert made.minutes == pytest.approx((seconds + 3 * 25 + 600) / 60)
+    three = plan(dataclasses.replace(config, drivers=3), Pace(0.5, 0.01, 0.2), 20_000, 250)
+    assert three.relearning == pytest.approx(20) and three.minutes == pytest.approx(made.minutes + 10), "four in all"
 
 
 def test_the_longest_episode_is_the_time_limit() -> None:

@@ -19,7 +19,7 @@ INTERVALS = {
     "evolution.starts evolution.horizon evolution.every evolution.generations "
     "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
     "world.classes world.units world.depth world.tokens policy.members policy.beliefs policy.units "
-    "policy.horizon replay.batch replay.length relearn_times relearn_members",
+    "policy.horizon replay.batch replay.length relearn_times relearn_members drivers",
     "[3, inf)": "world.bins world_models.bins policy.bins",
     "[4, inf)": "evolution.population",
     "(0, inf)": "world_models.mixture_scale evolution.sigma policy.min_std policy.max_std policy.temperature "
@@ -72,6 +72,8 @@ def check(config: Config) -> None:
         raise UsageError("--world-only-from needs a fresh policy that drives: give --relearn")
     if config.world_only_from < 1 and not config.train_every:
         raise UsageError("--world-only-from needs somebody who drives, nobody does with --train-every 0: leave it at 1")
+    if config.drivers > 1 and config.world_only_from == 1:
+        raise UsageError(f"--drivers {config.drivers} take turns while only the world learns: give --world-only-from")
     if config.policy.final_entropy and not config.policy.entropy:
         raise UsageError("--policy.final-entropy is approached from --policy.entropy, which must then not be 0")
 

@@ -4,8 +4,8 @@ now and then    the averaged agent drives the selection tracks; the best one is 
 second half     after some of these evaluations a fresh policy learns (train/frozen.py),      --relearn-times
                 and goes on in place of the run's own if it scores better
 hand-over       if only the world is to learn from some point on, a fresh policy drives       --world-only-from
-                from there, whatever it scores: what it gets wrong is what the world          RUN/driver
-                has to learn, and the next fresh policy profits
+                from there, whatever it scores: what it gets wrong is what the world          --drivers
+                has to learn, and the next fresh policy profits, which may drive in turn      RUN/driver
 at the end      a last fresh policy, and the best so far: both drive other selection          RUN/fresh
                 tracks, which have not chosen anything yet, and the better one stays
 
@@ -23,7 +23,7 @@ from worldmodel.agent import Agent
 from worldmodel.config import TRACKS
 from worldmodel.errors import CorruptError, UsageError
 from worldmodel.eval.real import Evaluation, evaluate
-from worldmodel.train.frozen import fresh_agent, renewals_due
+from worldmodel.train.frozen import driver_due, fresh_agent, renewals_due
 from worldmodel.train.hindsight import Hindsight, look_back, quick_gap
 from worldmodel.train.watch import open_loop_video
 
@@ -53,8 +53,8 @@ class Judging:
         """Counters at the last evaluation; `relearned` once the last fresh policy was tried as well."""
         self.renewals = 0
         """Fresh policies tried so far in mid-run."""
-        self.handed_over = False
-        """Whether a fresh policy drives, and only the world learns."""
+        self.handed_over = 0
+        """Fresh policies that have taken the wheel so far; from the first one on only the world learns."""
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -68,9 +68,9 @@ class Judging:
         self.last = values.get("judged") or self.run.counters()  # older checkpoints do not know
         self.renewals = values.get("renewals", 0)
         self.best = self._kept()
-        if values.get("handed_over"):
+        if turn := int(values.get("handed_over", 0)):
             try:
-                self._take_the_wheel()
+                self._take_the_wheel(turn)
             except (CorruptError, UsageError) as error:
                 self.run.progress.warn(f"who drove is lost, the run's own policy learns on until the next: {error}")
 
@@ -85,24 +85,25 @@ class Judging:
                 self._renew(score)
 
     def between_episodes(self) -> None:
-        """The hand-over, if it is due: the next episode is driven by a fresh policy, and only the world learns."""
-        run, c = self.run, self.run.config
-        if self.handed_over or not run.dreamer.updates or not c.world_only_from <= run.done() < 1:
+        """A hand-over, if one is due: the next episode is driven by a fresh policy, and only the world learns."""
+        run = self.run
+        turn = driver_due(run.config, run.done())
+        if self.handed_over >= turn or not run.dreamer.updates:
             return
-        if self.judge() is None:
+        if not self.handed_over and self.judge() is None:  # the run's own policy, as it comes to rest
             return
-        agent = self._fresh(c.relearn_members)
+        agent = self._fresh(run.config.relearn_members)
         if agent is None or self.judge(agent) is None:
             return
         self.renewals += 1  # the next one is another
         self._save(agent, "driver", None, None)
-        self._take_the_wheel()
+        self._take_the_wheel(turn)
         run.progress.handed_over()
 
-    def _take_the_wheel(self) -> None:
+    def _take_the_wheel(self, turn: int) -> None:
         """Who is in RUN/driver drives, as loaded; called where an episode begins, or has yet to be restored."""
         self.run.collector.agent = Agent.load(self.run.out / "driver", self.run.device)
-        self.handed_over = True
+        self.handed_over = turn
 
     def concluded(self) -> bool:
         """Whether the last evaluation has been made, if there is to be one, and a last fresh policy tried."""

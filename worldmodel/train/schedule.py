@@ -83,7 +83,7 @@ def plan(config: Config, pace: Pace, step_bytes: int, episode_steps: int) -> Pla
     fresh = config.relearn * pace.dream  # seconds of a fresh policy with as many members as the run's own
     last = fresh * config.relearn_members / config.policy.members
     resting = 1 - config.world_only_from  # share of the updates in which only the world learns
-    midway = fresh * (config.relearn_times - 1) + (last if resting else 0.0)
+    midway = fresh * (config.relearn_times - 1) + (last * config.drivers if resting else 0.0)
     available = max(0.0, without_evaluations(config.minutes * 60, every, judging) - midway)
     update = pace.update - resting * pace.dream
     cycle = update + config.train_every * pace.step
