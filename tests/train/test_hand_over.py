@@ -155,7 +155,7 @@ def test_drivers_take_turns(tmp_path: Path, judge: Judge, monkeypatch: pytest.Mo
     whole = train(config, tmp_path / "whole")
     judge.scores = [5.0, 3.0, 4.0, 5.5, 6.0]
     turns: list[tuple[int, int, float, str]] = []
-    with opened(config, tmp_path / "a") as run:  # stopped while the second one drives, if not before
+    with opened(config, tmp_path / "a") as run:  # stopped while the second one drives
         real, step = run.judging._take_the_wheel, run.collector.step
 
         def take(turn: int) -> None:

@@ -54,7 +54,7 @@ class Judging:
         self.renewals = 0
         """Fresh policies tried so far in mid-run."""
         self.handed_over = 0
-        """Fresh policies that have taken the wheel so far; from the first one on only the world learns."""
+        """Whose turn at the wheel it is (`driver_due`), 0: the run's own policy; from 1 on only the world learns."""
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
