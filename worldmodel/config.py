@@ -298,6 +298,9 @@ class Config:
     drivers: int = 1
     """How many fresh policies drive while only the world learns, one after the other and equally long, each learned in
     the world as it is by then (ours; CarRacing: docs/experiments.md)."""
+    stumbles: float = 0.0
+    """Share of the episodes driven while only the world learns in which the driver's hand slips now and then, so that
+    the world sees what errors lead to (train/stumbles.py; CarRacing: docs/experiments.md)."""
     eval_minutes: float = 5.0
     """Minutes between evaluations in the real environment (0 = never)."""
     eval_episodes: int = 10

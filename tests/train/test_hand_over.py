@@ -56,9 +56,9 @@ def test_a_fresh_policy_drives_and_only_the_world_learns(
             assert run.collector.length == 0, "an episode is driven by one alone"
 
         monkeypatch.setattr(run.judging, "_take_the_wheel", take)
-        run.collector.step = lambda random, sample=True: (
+        run.collector.step = lambda random, sample=True, stumble=False: (
             None if random else sampled.append((run.judging.handed_over > 0, sample)),
-            step(random, sample),
+            step(random, sample, stumble),
         )[1]
         run.train()
         assert changed(run, at["weights"]) == {"world"}
@@ -149,6 +149,35 @@ def test_more_budget_goes_on_with_who_drove(tmp_path: Path, judge: Judge) -> Non
     assert len(told(tmp_path, "eval")) == 2 and len(told(tmp_path, "final")) == 4
 
 
+def test_who_drives_stumbles_in_its_share_of_episodes(tmp_path: Path, judge: Judge) -> None:
+    """And a run that is stopped in the middle of a slip ends the same."""
+    config = handing_over(updates=80, stumbles=0.5)
+    judge.scores = list(SCORES)
+    whole = train(config, tmp_path / "whole")
+    judge.scores = list(SCORES)
+    with opened(config, tmp_path / "a") as run:
+        real = run.collector.step
+
+        def step(*args: Any, **options: Any) -> bool:
+            ended = real(*args, **options)
+            if run.judging.handed_over and run.collector.stumbles.state_dict()["left"]:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return ended
+
+        run.collector.step = step
+        run.train()
+        assert run.dreamer.updates < 80 and run.collector.slipped
+    again = train(config, tmp_path / "a")
+    for part in ("learner", "streams", "replay", "episode"):
+        assert again[part] == whole[part], part
+    before, after = [], []
+    taken = next(line["updates"] for line in told(tmp_path / "a", "eval") if line.get("relearned"))
+    for line in told(tmp_path / "a", "episode"):
+        (after if line["updates"] > taken else before).append((line["episode"], line["slipped"]))
+    assert before and not any(slipped for _, slipped in before)
+    assert any(slipped for _, slipped in after) and not any(slipped for episode, slipped in after if not episode % 2)
+
+
 def test_drivers_take_turns(tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     judge.scores = [5.0, 3.0, 4.0, 5.5, 6.0]
     config = handing_over(updates=90, drivers=2)
@@ -232,6 +261,10 @@ def test_wrong_settings_are_named() -> None:
         check(handing_over(world_only_from=1.5))
     with pytest.raises(UsageError, match="--drivers 2 take turns while only the world learns: give --world-only-from"):
         check(handing_over(world_only_from=1.0, drivers=2))
+    with pytest.raises(UsageError, match=r"--stumbles 0\.5 are those of .*: give --world-only-from"):
+        check(handing_over(world_only_from=1.0, stumbles=0.5))
+    with pytest.raises(UsageError, match=r"--stumbles must be in \[0, 1\], not 2"):
+        check(handing_over(stumbles=2.0))
     with pytest.raises(UsageError, match=r"--drivers must be .*, not 0"):
         check(handing_over(drivers=0))
     check(dataclasses.replace(handing_over(), world_only_from=0.0))

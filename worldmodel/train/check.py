@@ -24,7 +24,8 @@ INTERVALS = {
     "[4, inf)": "evolution.population",
     "(0, inf)": "world_models.mixture_scale evolution.sigma policy.min_std policy.max_std policy.temperature "
     "optim.world_lr optim.policy_lr optim.agc optim.eps replay.gigabytes",
-    "[0, 1]": "greedy_from world_only_from policy.lam policy.slow_rate policy.scale_rate optim.decay optim.final",
+    "[0, 1]": "greedy_from world_only_from stumbles policy.lam policy.slow_rate policy.scale_rate optim.decay "
+    "optim.final",
     "[0, 1)": "world_models.dropout policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 "
     "optim.average",
     "(0, 1]": "world.decode_share world_models.decode_share",
@@ -74,6 +75,11 @@ def check(config: Config) -> None:
         raise UsageError("--world-only-from needs somebody who drives, nobody does with --train-every 0: leave it at 1")
     if config.drivers > 1 and config.world_only_from == 1:
         raise UsageError(f"--drivers {config.drivers} take turns while only the world learns: give --world-only-from")
+    if config.stumbles and config.world_only_from == 1:
+        raise UsageError(
+            f"--stumbles {config.stumbles:g} are those of who drives while only the world learns: give "
+            "--world-only-from"
+        )
     if config.policy.final_entropy and not config.policy.entropy:
         raise UsageError("--policy.final-entropy is approached from --policy.entropy, which must then not be 0")
 

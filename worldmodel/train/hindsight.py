@@ -83,7 +83,8 @@ def look_back(agent: Agent, replay: Replay, count: float = COUNT, per_episode: i
 def quick_gap(agent: Agent, replay: Replay, seen: Hindsight, horizon: int) -> dict[str, float]:
     """Dreamed against real return over the same `horizon` agent steps from the same moments; empty without any.
 
-    Reality is what the acting policy was paid, sampled actions; the dream is the policy of `agent`, sampled as well.
+    Reality is what the acting policy was paid, sampled actions, or its likeliest and slips once only the world learns;
+    the dream is the policy of `agent`, sampled.
     The full comparison, in which reality is played on from the very same policy, is `worldmodel gap`.
 
     Returns: `dream_return` and `real_return`, undiscounted means over the moments (after an end reality pays nothing,

@@ -40,6 +40,7 @@ from worldmodel.train.log import Log
 from worldmodel.train.progress import Progress, time_left
 from worldmodel.train.schedule import fast_precision, find_device, longest_episode, measure, plan
 from worldmodel.train.shards import Shards
+from worldmodel.train.stumbles import Stumbles
 
 LOG_SECONDS = 10.0
 """Seconds between two lines of metrics."""
@@ -82,7 +83,8 @@ class Run:
         self.replay = Replay(self.spaces, width, r.gigabytes, r.length, r.online, c.seed, mirror)
         explore = RandomActions.of(self.env, c.seed)
         first_seed = TRACKS["train"] + (c.seed % 100) * 10_000
-        self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed)
+        stumbles = Stumbles.of(self.env, c.stumbles, c.seed) if c.stumbles else None
+        self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed, stumbles)
         self.streams = {"replay": self.replay.rng}
         self.checkpoints = Checkpoints(self.out, warn=self.progress.warn)
         self.shards = Shards(self.out / "replay")
@@ -174,8 +176,9 @@ class Run:
         owed = c.pretrain + lived / c.train_every if c.train_every else math.inf
         if self.dreamer.updates >= owed or not self.replay.ready():  # memories may be lost to a damaged disk
             with self.clock("env"):
-                sample = self.done() < c.greedy_from and not self.judging.handed_over
-                self.collector.step(random=False, sample=sample)
+                handed_over = self.judging.handed_over > 0
+                sample = self.done() < c.greedy_from and not handed_over
+                self.collector.step(random=False, sample=sample, stumble=handed_over)
             return None
         with self.clock("replay"):
             batch, index = self.replay.sample(c.replay.batch, self.device)
