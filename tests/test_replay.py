@@ -172,6 +172,33 @@ def test_a_batch_may_be_online_alone() -> None:
     assert made.sample(2)[1][0].tolist() == [0, 4]
 
 
+@pytest.mark.parametrize("recent", [0.0, 0.3, 1.0])
+def test_the_newest_quarter_is_drawn_as_often_as_told(recent: float) -> None:
+    """Of 40 starts the last 10; against the probabilities, which are uniform within both parts."""
+    made = Replay(SPACES, STATE, 60 * STEP_BYTES / 1e9, 4, 1, 0, recent=recent)
+    fill(made, 43)
+    while made.next_online + 4 <= made.total:
+        made.sample(1)
+    drawn = np.bincount(np.concatenate([made.sample(50)[1][0] for _ in range(400)]), minlength=40) / 20_000
+    expected = np.full(40, (1 - recent) / 40)
+    expected[30:] += recent / 10
+    np.testing.assert_allclose(drawn, expected, atol=5 * np.sqrt(0.1 / 20_000), rtol=0)
+    assert len(drawn) == 40 and (drawn[expected > 0] > 0).all()
+
+
+def test_recent_sequences_come_after_the_unseen_ones_and_where_the_ring_ends() -> None:
+    made = Replay(SPACES, STATE, 30.5 * STEP_BYTES / 1e9, 4, 1, 0, recent=1.0)
+    fill(made, 70)  # the ring holds 40 ... 69: 27 starts, of which 7 are recent
+    drawn = [made.sample(5) for _ in range(50)]
+    assert [int(index[0, 0]) for _, index in drawn[:7]] == [40, 44, 48, 52, 56, 60, 64]
+    rest = {int(i) for _, index in drawn for i in index[0, 1:]}
+    assert rest == set(range(60, 67))
+    for batch, index in drawn:
+        expect_steps(batch, index, 40)
+    few = fill(Replay(SPACES, STATE, 30.5 * STEP_BYTES / 1e9, 4, 0, 0, recent=1.0), 5)  # 2 starts
+    assert {int(few.sample(1)[1][0, 0]) for _ in range(20)} == {1}
+
+
 # -- remembered states ------------------------------------------------------------------------------------------------
 
 

@@ -249,9 +249,12 @@ class ReplayConfig:
     """Steps in a sequence (DreamerV3: 64); short, because remembered states give every sequence its context."""
     online: int = 1
     """Sequences of a batch reserved for the newest steps, each taught once as soon as it is complete."""
+    recent: float = 0.0
+    """Share of the other sequences drawn from the newest quarter of what is remembered, which shows what the policy
+    does now; the rest from all of it (CarRacing: docs/experiments.md)."""
     mirror: bool = False
-    """CarRacing only: half of the other sequences are replayed mirrored, left for right, so that the same frames teach
-    twice as much (ours)."""
+    """CarRacing only: half of all but the reserved sequences are replayed mirrored, left for right, so that the same
+    frames teach twice as much (ours)."""
 
 
 @dataclass(frozen=True)

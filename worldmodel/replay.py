@@ -7,6 +7,7 @@ own. Their steps are addressed by `~index`, which is negative.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from worldmodel.envs.mirror import Mirror
 from worldmodel.envs.spaces import Spaces
 from worldmodel.errors import UsageError
 from worldmodel.models.base import Batch
+
+NEWEST = 1 / 4
+"""The share of what is remembered that counts as recent."""
 
 
 class Replay:
@@ -29,16 +33,19 @@ class Replay:
         gigabytes: cap of the memory in 10^9 bytes. length: steps T of a sequence.
         online: sequences of every batch reserved for steps that were never taught (DreamerV3's online queue).
         mirror: what makes a step its mirror image, if anything does.
+        recent: share of the other sequences that begin in the newest quarter of what is remembered. Drawn uniformly,
+            the first steps of a run that lives on are replayed many times, the newest, which show what the policy does
+            now, hardly at all (Robine et al. 2023, arXiv 2303.07109; Wang and Ross 2019, arXiv 1906.04009).
 
     Raises UsageError when the cap holds fewer than two sequences.
     """
 
     def __init__(
         self, spaces: Spaces, state_size: int, gigabytes: float, length: int, online: int, seed: int,
-        mirror: Mirror | None = None,
+        mirror: Mirror | None = None, recent: float = 0.0,
     ):  # fmt: skip
         self.spaces, self.state_size, self.length, self.online = spaces, state_size, length, online
-        self.mirror, self.lives = mirror, 2 if mirror else 1
+        self.mirror, self.lives, self.recent = mirror, 2 if mirror else 1, recent
         layout: dict[str, tuple[tuple[int, ...], Any]] = {
             f"obs.{name}": (shape, np.uint8 if len(shape) == 3 else np.float32)
             for name, shape in spaces.observations.items()
@@ -88,10 +95,14 @@ class Replay:
             raise UsageError(f"replay holds {len(self)} steps, a sequence needs {self.length + 1}: raise --prefill")
         starts = self._online_starts(min(self.online, batch))
         oldest = self.total - len(self)
-        uniform = self.rng.integers(oldest, self.total - self.length + 1, batch - len(starts))
+        end = self.total - self.length + 1
+        drawn = self.rng.integers(oldest, end, batch - len(starts))
+        if self.recent:
+            newest = self.rng.integers(end - math.ceil(NEWEST * (end - oldest)), end, len(drawn))
+            drawn = np.where(self.rng.random(len(drawn)) < self.recent, newest, drawn)
         if self.mirror:
-            uniform = np.where(self.rng.random(len(uniform)) < 0.5, ~uniform, uniform)
-        return self.gather(np.concatenate([np.array(starts, np.int64), uniform]), device)
+            drawn = np.where(self.rng.random(len(drawn)) < 0.5, ~drawn, drawn)
+        return self.gather(np.concatenate([np.array(starts, np.int64), drawn]), device)
 
     def gather(self, starts: np.ndarray, device: torch.device | str = "cpu") -> tuple[Batch, np.ndarray]:
         """The sequences that begin at the global indices `starts` (B,), as `sample` returns them; at ~index those that

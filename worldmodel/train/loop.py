@@ -80,7 +80,7 @@ class Run:
         r = c.replay
         mirror = Mirror.of_env(self.env, self.spaces) if r.mirror else None
         width = self.dreamer.agent.world.width
-        self.replay = Replay(self.spaces, width, r.gigabytes, r.length, r.online, c.seed, mirror)
+        self.replay = Replay(self.spaces, width, r.gigabytes, r.length, r.online, c.seed, mirror, r.recent)
         explore = RandomActions.of(self.env, c.seed)
         first_seed = TRACKS["train"] + (c.seed % 100) * 10_000
         stumbles = Stumbles.of(self.env, c.stumbles, c.seed) if c.stumbles else None
