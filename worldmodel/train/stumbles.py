@@ -18,7 +18,8 @@ from worldmodel.envs.wrappers import is_car_racing
 
 RATE, SHORTEST, LONGEST = 1 / 40, 3, 8
 """The chance that a slip begins at a step without one, and how many steps it may last. Measured on CarRacing alone:
-with an action repeat of 4, a quarter of a second to two thirds of one; some 20 slips a lap (docs/experiments.md)."""
+with an action repeat of 4, a quarter of a second to two thirds of one; five or six slips in 1000 frames
+(docs/experiments.md)."""
 
 CAR = (0,)
 """Of a car's (steer, throttle) only the wheel is held."""
