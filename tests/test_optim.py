@@ -91,6 +91,16 @@ def test_a_rate_multiplies_the_step_and_composes_with_the_warm_up() -> None:
     assert int(optimizer.state[weight]["step"]) == 6 and optimizer.param_groups[0]["lr"] == 1e-3
 
 
+def test_every_group_has_a_rate_of_its_own() -> None:
+    one, two = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    optimizer = LaProp([{"params": [one], "lr": 1e-3}, {"params": [two], "lr": 1e-2}], 0.0, warmup=1)
+    one.grad, two.grad = torch.ones(1), torch.ones(1)
+    optimizer.step(0.5, 0.25)
+    assert [1 - one.item(), 1 - two.item()] == pytest.approx([0.5e-3, 2.5e-3], rel=1e-3)
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        optimizer.step(0.5, 0.25, 1.0)
+
+
 @pytest.mark.parametrize(
     ("progress", "share", "final", "expected"),
     [

@@ -231,8 +231,11 @@ class OptimConfig:
     decay: float = 0.0
     """Share of the run's budget, at its end, over which both learning rates fall linearly to `optim.final` of
     themselves; 0 = off. A budget that is raised later raises the rates again."""
+    world_decay: float = 0.0
+    """The same share for the world's rate alone, where it is to fall earlier or later than the policy's; 0 = as
+    `optim.decay`."""
     final: float = 0.1
-    """Share of the learning rates that is left when the budget is used up; counts only with `optim.decay`."""
+    """Share of the learning rates that is left when the budget is used up; counts only where they fall."""
     average: float = 0.997
     """Decay of the moving average of all weights, the agent that is evaluated and shipped (ours); 0 = off."""
 

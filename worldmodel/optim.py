@@ -62,9 +62,10 @@ class LaProp:
                 p.grad = None
 
     @torch.no_grad()
-    def step(self, rate: float = 1.0) -> None:
-        """One update of every parameter that has a gradient; `rate` multiplies the learning rates."""
-        for group in self.param_groups:
+    def step(self, *rates: float) -> None:
+        """One update of every parameter that has a gradient; `rates` multiply the learning rates: none, or one for
+        every group."""
+        for group, rate in zip(self.param_groups, rates or [1.0] * len(self.param_groups), strict=True):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
@@ -83,8 +84,8 @@ class LaProp:
             torch._foreach_div_(grads, scale)
             torch._foreach_lerp_(m, grads, 1 - b1)
             warm = [min(1.0, t / max(1, group["warmup"])) for t in counts]
-            rates = [-rate * group["lr"] * share / (1 - b1**t) for share, t in zip(warm, counts, strict=True)]
-            torch._foreach_add_(params, torch._foreach_mul(m, rates))
+            steps = [-rate * group["lr"] * share / (1 - b1**t) for share, t in zip(warm, counts, strict=True)]
+            torch._foreach_add_(params, torch._foreach_mul(m, steps))
 
 
 def clip_to_weights(grads: list[Tensor], params: list[Tensor], agc: float) -> list[Tensor]:

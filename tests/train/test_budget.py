@@ -68,7 +68,7 @@ def test_learning_rates_fall_at_the_end_of_the_budget(
         real = run.dreamer.update
         run.dreamer.update = lambda *args: shares.append(run.done()) or real(*args)
         run.train()
-    rates = [line["optim/rate"] for line in metrics(tmp_path) if line["kind"] == "train"]
+    rates = [line["optim/policy_rate"] for line in metrics(tmp_path) if line["kind"] == "train"]
     assert rates == pytest.approx([1 - 0.8 * max(0.0, share - 0.5) / 0.5 for share in shares], rel=1e-5)
     assert rates[0] == 1 and 0.2 < rates[-1] < 0.4
     if config.updates:
@@ -77,7 +77,7 @@ def test_learning_rates_fall_at_the_end_of_the_budget(
 
 def test_without_decay_the_rates_stay(tmp_path: Path, every_update: None) -> None:
     train(tiny(updates=6), tmp_path)
-    assert {line["optim/rate"] for line in metrics(tmp_path) if line["kind"] == "train"} == {1.0}
+    assert {line["optim/policy_rate"] for line in metrics(tmp_path) if line["kind"] == "train"} == {1.0}
 
 
 @pytest.mark.parametrize("budget", [{"updates": 16}, {"updates": 0, "frames": 160}], ids=lambda b: next(iter(b)))

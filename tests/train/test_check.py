@@ -46,6 +46,7 @@ def set_field(config: Config, name: str, value: Any) -> Config:
         ("world.deter", 33, "do not divide into 8 blocks"),
         ("optim.beta1", 1.0, r"--optim.beta1 must be in \[0, 1\), not 1.0"),
         ("optim.decay", 1.5, r"--optim.decay must be in \[0, 1\], not 1.5"),
+        ("optim.world_decay", -0.5, r"--optim.world-decay must be in \[0, 1\], not -0.5"),
         ("optim.final", -0.1, r"--optim.final must be in \[0, 1\], not -0.1"),
         ("optim.world_lr", -1e-4, "--optim.world-lr must be more than 0, not -0.0001"),
         ("replay.gigabytes", 1e-6, "--replay.gigabytes 1e-06 holds 1 steps: give at least"),

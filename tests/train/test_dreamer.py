@@ -82,17 +82,24 @@ def test_slow_critic_and_average_follow_the_new_weights() -> None:
         expect_equal(made.average.weights[name], old[name] / 11 + new[name] * 10 / 11, 1e-5)
 
 
-@pytest.mark.parametrize(("progress", "share"), [(0.0, 1.0), (0.5, 1.0), (0.9375, 0.53125), (1.0, 0.0625)])
-def test_rates_of_world_and_policy(progress: float, share: float) -> None:
+@pytest.mark.parametrize(
+    ("world_decay", "progress", "world", "policy"),
+    [
+        (0.0, 0.0, 1.0, 1.0), (0.0, 0.5, 1.0, 1.0), (0.0, 0.9375, 0.53125, 0.53125), (0.0, 1.0, 0.0625, 0.0625),
+        (0.75, 0.25, 1.0, 1.0), (0.75, 0.625, 0.53125, 1.0), (0.75, 1.0, 0.0625, 0.0625),
+    ],
+)  # fmt: skip
+def test_rates_of_world_and_policy(world_decay: float, progress: float, world: float, policy: float) -> None:
     """The first update moves every weight by its own warmed-up learning rate, the sign of its gradient."""
-    made = dreamer(optim={"world_lr": 2e-3, "policy_lr": 1e-3, "warmup": 4, "decay": 0.125, "final": 0.0625})
+    falling = {"decay": 0.125, "world_decay": world_decay, "final": 0.0625}
+    made = dreamer(optim={"world_lr": 2e-3, "policy_lr": 1e-3, "warmup": 4} | falling)
     old = copied(made.agent.weights())
     metrics, _ = made.update(experience(made), progress)
-    assert float(metrics["optim/rate"]) == share
+    assert (float(metrics["optim/world_rate"]), float(metrics["optim/policy_rate"])) == (world, policy)
     for name, value in made.agent.weights().items():
         if name.startswith("policy.scale") or "slow_critic" in name:
             continue
-        rate = share * (2e-3 if name.startswith("world.") else 1e-3) / 4
+        rate = (2e-3 * world if name.startswith("world.") else 1e-3 * policy) / 4
         assert (value - old[name]).abs().max().item() == pytest.approx(rate, rel=0.1), name
 
 

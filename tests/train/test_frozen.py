@@ -153,7 +153,7 @@ def test_dreams_begin_in_the_same_states_whatever_is_drawn_within_them(monkeypat
 
 def test_rate_and_discount_move_along_with_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     made, starts = student(policy={"discount": 0.9, "final_discount": 0.975, "starts": 7},
-                           optim={"decay": 0.5, "final": 0.0})  # fmt: skip
+                           optim={"decay": 0.5, "world_decay": 1.0, "final": 0.0})  # fmt: skip
     seen, rates, told = [], [], []
     real, step = module.learn_in_dream, module.LaProp.step
     monkeypatch.setattr(module, "learn_in_dream", lambda *args: seen.append(args) or real(*args))

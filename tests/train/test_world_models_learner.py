@@ -86,7 +86,7 @@ def test_every_update_teaches_the_world_and_a_round_the_controller(kind: str, pr
     before = copied(taught.tensors())
     told, states = taught.update(experience(taught))
     assert all(m.shape == () and bool(m.isfinite()) and not m.requires_grad for m in told.values())
-    assert {"evolution/return", "evolution/best", "evolution/sigma", "optim/rate"} <= set(told)
+    assert {"evolution/return", "evolution/best", "evolution/sigma", "optim/world_rate"} <= set(told)
     assert states.shape == (5, 4, taught.agent.world.width) and taught.updates == 1
     after = copied(taught.tensors())
     assert set(after) - changed(before, after) == set()

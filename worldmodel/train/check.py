@@ -25,7 +25,7 @@ INTERVALS = {
     "(0, inf)": "world_models.mixture_scale evolution.sigma policy.min_std policy.max_std policy.temperature "
     "optim.world_lr optim.policy_lr optim.agc optim.eps replay.gigabytes",
     "[0, 1]": "replay.recent greedy_from world_only_from stumbles policy.lam policy.slow_rate policy.scale_rate "
-    "optim.decay optim.final",
+    "optim.decay optim.world_decay optim.final",
     "[0, 1)": "world_models.dropout policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 "
     "optim.average",
     "(0, 1]": "world.decode_share world_models.decode_share",

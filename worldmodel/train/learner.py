@@ -66,7 +66,11 @@ class Learner:
 
         Raises NumericalError naming the loss or the parameter that is not finite; nothing is changed then.
         """
-        rate = decayed(progress, self.config.optim.decay, self.config.optim.final)
+        o = self.config.optim
+        rates = {
+            "world": decayed(progress, o.world_decay or o.decay, o.final),
+            "policy": decayed(progress, o.decay, o.final),
+        }
         self.optimizer.zero_grad()
         with self.clock("world"):
             loss, metrics, states = self.agent.world.loss(batch)
@@ -83,12 +87,12 @@ class Learner:
                 for value, was in before:  # these have moved already; everything else has not
                     value.copy_(was)
                 raise
-            self.optimizer.step(rate)
+            self.optimizer.step(rates["world"], rates["policy"])
             if not world_only:
                 self._stepped()
             self.average.update()
         self.updates += 1
-        return metrics | {"optim/rate": torch.tensor(rate)}, states
+        return metrics | {f"optim/{module}_rate": torch.tensor(rate) for module, rate in rates.items()}, states
 
     def _teach_policy(self, batch: Batch, states: Tensor, progress: float) -> dict[str, Tensor]:
         """The policy's lesson: leaves gradients for the optimiser, or none; returns metrics."""
