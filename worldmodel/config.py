@@ -179,6 +179,10 @@ class PolicyConfig:
     """Smallest standard deviation of a continuous policy (DreamerV3)."""
     max_std: float = 1.0
     """Largest standard deviation of a continuous policy (DreamerV3)."""
+    mean_penalty: float = 0.0
+    """Weight of the squared mean of a continuous policy before its tanh: an actor that was driven to the ends, where
+    tanh is flat, hardly learns any more (the squared preactivations of Andrychowicz et al. 2017, arXiv 1707.01495;
+    CarRacing: docs/experiments.md; DreamerV3: 0)."""
     slow_rate: float = 0.02
     """Rate at which the slow critic follows the critic (DreamerV3)."""
     slow_scale: float = 1.0

@@ -124,8 +124,8 @@ class BoundedNormal:
     """
 
     def __init__(self, raw: Tensor, low: float = 0.1, high: float = 1.0):
-        mean, std = raw.float().chunk(2, -1)
-        self.mean = torch.tanh(mean)
+        self.raw_mean, std = raw.float().chunk(2, -1)
+        self.mean = torch.tanh(self.raw_mean)
         self.std = (high - low) * torch.sigmoid(std + 2) + low
 
     def sample(self) -> Tensor:

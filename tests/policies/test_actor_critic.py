@@ -64,6 +64,8 @@ def slow_losses(made: ActorCritic, told: Dream, features: Tensor) -> tuple[Tenso
             logprob = pi.log_prob(chosen.argmax() if made.discrete else chosen)
             advantage = (returns[t, b] - value[t, b]) / divisor
             actor = actor - weight * (logprob * advantage + c.entropy * pi.entropy())
+            if not made.discrete:
+                actor = actor + weight * c.mean_penalty * made.actor(features[t, b])[:ACTIONS].square().sum()
             guess = TwoHot(made.critic(features[t, b]))
             critic = critic + weight * (guess.loss(returns[t, b]) + c.slow_scale * guess.loss(slow[t, b]))
             weight *= c.discount * told.conts[t, b].item()
@@ -85,7 +87,7 @@ def expect_gradient(actual: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("reward", [1.0, 1e5])
 def test_losses_and_gradients_against_the_slow_loop(discrete: bool, reward: float) -> None:
     """`reward` large: the return scale divides. Entropy weighs enough here to be seen."""
-    made = policy(discrete, entropy=0.3, slow_scale=0.7, scale_rate=0.1, discount=0.9)
+    made = policy(discrete, entropy=0.3, mean_penalty=0.2, slow_scale=0.7, scale_rate=0.1, discount=0.9)
     told, features = imagined(discrete, reward=reward)
     actor, critic = slow_losses(made, told, features)
     loss, metrics = made.loss(told, features)
@@ -157,6 +159,23 @@ def test_replayed_rewards_teach_the_critic_alone(seed: int) -> None:
 def test_sequences_in_which_nothing_follows_teach_nothing() -> None:
     made, ends = policy(), torch.ones(4, 3, dtype=torch.bool)
     assert made.replay_loss(torch.randn(4, 3, FEATURES), torch.randn(4, 3), ends, ~ends, 0.9) == 0
+
+
+@pytest.mark.parametrize(("penalty", "saturated"), [(0.0, 1.0), (1e-3, 0.0)])
+def test_a_saturated_actor_comes_back_only_where_its_mean_is_penalised(penalty: float, saturated: float) -> None:
+    """Nothing is paid, so nothing else moves the mean."""
+    made = policy(horizon=1, entropy=3e-4, mean_penalty=penalty)
+    with torch.no_grad():
+        made.actor[-1].bias[:ACTIONS] = 6.0
+        made.critic[-1].weight.zero_(), made.critic[-1].bias.zero_()
+    optimizer, still = torch.optim.Adam(made.actor.parameters(), 0.05), torch.zeros(2, 8, FEATURES)
+    for _ in range(100):
+        told = Dream(still, made.act(still[:1]), torch.zeros(1, 8), torch.zeros(1, 8))
+        loss, metrics = made.loss(told, still)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert metrics["policy/saturated"] == saturated
 
 
 def test_metrics_are_numbers_without_gradient() -> None:

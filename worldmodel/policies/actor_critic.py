@@ -15,6 +15,9 @@ from worldmodel.nets import MLP
 from worldmodel.policies.base import Policy
 from worldmodel.returns import discount_weights, lambda_return
 
+SATURATED = 0.95
+"""A mean beyond this is counted as saturated: the slope of tanh is a tenth there."""
+
 
 class ActorCritic(Policy):
     """Actor, critic, slow critic and the scale of returns.
@@ -98,6 +101,8 @@ class ActorCritic(Policy):
             objective = policy.log_prob(dream.actions.detach()) * advantage.detach()
         bonus = c.entropy if entropy_bonus is None else entropy_bonus
         actor_loss = -(weights * (objective + bonus * entropy)).mean()
+        if c.mean_penalty and not self.discrete:
+            actor_loss = actor_loss + c.mean_penalty * (weights * policy.raw_mean.square().sum(-1)).mean()
         critic = TwoHot(critic.logits[:-1])
         critic_loss = (weights * (critic.loss(returns.detach()) + c.slow_scale * critic.loss(slow))).mean()
         metrics = {
@@ -111,6 +116,8 @@ class ActorCritic(Policy):
             "dream/reward": dream.rewards.mean(),
             "dream/cont": dream.conts.mean(),
         }
+        if not self.discrete:
+            metrics["policy/saturated"] = (policy.mean.abs() > SATURATED).float().mean()
         return actor_loss + critic_loss, {name: value.detach() for name, value in metrics.items()}
 
     def replay_loss(

@@ -13,7 +13,7 @@ INTERVALS = {
     "evolution.weight_decay evolution.noise train_every "
     "minutes frames updates pretrain relearn eval_minutes save_minutes env.image_size world.head_layers "
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale policy.layers policy.starts policy.entropy "
-    "policy.final_entropy policy.slow_scale policy.replay_value optim.warmup replay.online",
+    "policy.final_entropy policy.mean_penalty policy.slow_scale policy.replay_value optim.warmup replay.online",
     "[1, inf)": "world_models.latent world_models.depth world_models.tokens world_models.memory world_models.mixtures "
     "world_models.units world_models.vector_layers "
     "evolution.starts evolution.horizon evolution.every evolution.generations "
