@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 from worldmodel import storage
 from worldmodel.config import Config, from_file, to_dict
 from worldmodel.envs import Spaces, make, wrap
-from worldmodel.envs.car_score import Gain, score_vector
+from worldmodel.envs.car_score import score_vector
 from worldmodel.envs.car_tiles import brighten_tiles
 from worldmodel.envs.starts import FILE as STARTS
 from worldmodel.envs.starts import Starts
@@ -55,7 +55,6 @@ class Agent:
         """Forgets everything seen: `batch` environments in parallel are about to begin."""
         self.state = self.world.initial(batch)
         self.action = torch.zeros(batch, self.spaces.actions, device=self.device)
-        self.gain = Gain()  # where `act` is shown raw pictures
         self.acted = 0  # steps since the last reset, where `act` is not told the time
 
     @torch.no_grad()
@@ -113,8 +112,6 @@ class Agent:
             obs = brighten_tiles(np.asarray(obs))
         if not isinstance(obs, dict) and env.read_score:
             obs = {"image": obs, "score": score_vector(np.asarray(obs))}
-        if not isinstance(obs, dict) and env.read_gain:
-            obs = {"image": obs, "gain": self.gain.since_last(np.asarray(obs), is_first)}
         if not isinstance(obs, dict):
             names = [name for name in self.spaces.observations if name != "time" or not env.see_time]
             if len(names) != 1:

@@ -27,12 +27,6 @@ class EnvConfig:
     """Images are resized (area average) to this many pixels per side; 0 keeps the environment's own size."""
     read_score: bool = False
     """CarRacing only: the score is read from its digits in the picture, which resizing blurs, and seen as a vector."""
-    read_gain: bool = False
-    """CarRacing only: by how much the score in the picture has grown since the last step, in points, seen as a vector:
-    what was just paid, without how far the lap is (docs/experiments.md)."""
-    lap_goes_on: bool = False
-    """CarRacing only: a finished lap cuts an episode off, as a time limit does, and is not an end that is worth 0:
-    where nobody can see how far the lap is, every tile would be feared to be the last."""
     see_tiles: bool = False
     """CarRacing only: tiles that were not visited yet, which its picture shows a shade lighter, are brightened."""
     see_time: bool = False

@@ -14,13 +14,12 @@ import worldmodel.envs
 from worldmodel.agent import build
 from worldmodel.config import EnvConfig
 from worldmodel.envs import Spaces, make
-from worldmodel.envs.car_score import HIGHEST, LOWEST, ReadGain, ReadScore, read_score
+from worldmodel.envs.car_score import HIGHEST, LOWEST, ReadScore, read_score
 from worldmodel.envs.thermometer import thermometer
 from worldmodel.errors import UsageError
 from worldmodel.presets import preset
 
 CONFIG = EnvConfig(read_score=True)
-GAIN = EnvConfig(read_gain=True)
 
 
 @pytest.fixture(scope="module", params=["CarRacing-v3", "worldmodel/CarRacing-v3"])
@@ -94,42 +93,6 @@ def test_an_agent_reads_the_score_of_a_raw_picture_itself() -> None:
     assert np.array_equal(direct, agent.fork().act(wrapped))
 
 
-def test_the_gain_is_what_was_paid_since_the_last_step_and_forgets_at_a_reset() -> None:
-    env = make(GAIN)
-    assert Spaces.of(env).observations == {"gain": (1,), "image": (64, 64, 3)}
-    for seed in (1, 2):
-        obs, _ = env.reset(seed=seed)
-        assert obs["gain"] == 0
-        begin = env.unwrapped.reward  # the tiles under the standing car are in the first picture already
-        seen = 0.0
-        for _ in range(25):
-            obs, *_ = env.step(np.array([0.0, 0.5], np.float32))
-            assert env.observation_space.contains(obs)
-            seen += obs["gain"].item()
-        assert seen > 20 and seen == pytest.approx(env.unwrapped.reward - begin, abs=1.01)  # whole points are drawn
-
-
-def test_an_agent_reads_the_gain_of_raw_pictures_itself() -> None:
-    torch.manual_seed(0)
-    wrapped = make(GAIN)
-    agent = build(dataclasses.replace(preset("debug"), env=GAIN), Spaces.of(wrapped), torch.float32)
-    raw = gym.make("CarRacing-v3")
-    told, alone = agent.fork(), agent.fork()
-    for seed in (1, 2):
-        obs, _ = wrapped.reset(seed=seed)
-        picture, _ = raw.reset(seed=seed)
-        gains = []
-        for t in range(15):
-            direct, own = told._canonical(obs, t == 0), alone._canonical(picture, t == 0)
-            assert direct.keys() == own.keys()
-            assert all(np.array_equal(direct[name], own[name]) for name in direct), t
-            gains.append(own["gain"].item())
-            obs, *_ = wrapped.step(np.array([0.0, 0.5], np.float32))
-            for _ in range(4):
-                picture, *_ = raw.step(np.array([0.0, 0.5, 0.0], np.float32))
-        assert gains[0] == 0 and max(gains) > 2
-
-
 class Square(gym.Env):
     """Pictures of another size."""
 
@@ -141,7 +104,3 @@ def test_other_environments_are_refused_with_the_remedy() -> None:
         ReadScore(Square())
     with pytest.raises(UsageError, match=r"--env\.read-score off"):
         worldmodel.envs.wrap(gym.make("CartPole-v1"), CONFIG)
-    with pytest.raises(UsageError, match=r"--env\.read-gain off"):
-        ReadGain(Square())
-    with pytest.raises(UsageError, match=r"hide what --env\.read-score shows"):
-        make(dataclasses.replace(CONFIG, read_gain=True))

@@ -336,25 +336,3 @@ def test_spaces_travel_as_json():
     assert spaces.to_dict() == {"observations": {"image": [64, 64, 3], "vector": [5]}, "discrete": False, "actions": 2}
     with pytest.raises(UsageError, match="not wrapped"):
         Spaces.of(Script())
-
-
-# laps
-
-
-def test_a_finished_lap_cuts_off_and_leaving_the_field_ends():
-    env = make(EnvConfig(lap_goes_on=True))
-    env.reset(seed=2)
-    car = env.unwrapped
-    visited, car.tile_visited_count = car.tile_visited_count, len(car.track)
-    _, _, terminated, truncated, info = env.step(np.zeros(2, np.float32))
-    assert truncated and not terminated and info["lap_finished"] is True
-    car.tile_visited_count = visited
-    assert env.step(np.zeros(2, np.float32))[2:4] == (False, False)
-    car.car.hull.position = (1e4, 0.0)
-    _, reward, terminated, truncated, info = env.step(np.zeros(2, np.float32))
-    assert reward <= -100 and terminated and not truncated and info["lap_finished"] is False
-
-
-def test_laps_that_go_on_are_for_car_racing_only():
-    with pytest.raises(UsageError, match=r"CartPole-v1: leave it off"):
-        make(EnvConfig(id="CartPole-v1", lap_goes_on=True))

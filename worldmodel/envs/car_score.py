@@ -7,7 +7,6 @@ font at one place, so every score has its own few pixels: they are looked up.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -36,44 +35,6 @@ class ReadScore(gym.ObservationWrapper):
 
     def observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
         return {"image": observation, "score": score_vector(observation)}
-
-
-class ReadGain(gym.Wrapper):
-    """Observations {"image": the picture (96, 96, 3) uint8, "gain": (1,) float32} of CarRacing: the points by which the
-    score that the picture shows has grown since the last observation; 0 after a reset.
-
-    To be outside `ActionRepeat`. Raises UsageError for an environment without that picture.
-    """
-
-    def __init__(self, env: gym.Env) -> None:
-        super().__init__(env)
-        check_picture(env, "read-gain")
-        most = float(HIGHEST - LOWEST)
-        self.observation_space = Dict({"image": env.observation_space, "gain": Box(-most, most, (1,), np.float32)})
-        self._gain = Gain()
-
-    def reset(self, **kwargs: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        picture, info = self.env.reset(**kwargs)
-        return {"image": picture, "gain": self._gain.since_last(picture, True)}, info
-
-    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        picture, reward, terminated, truncated, info = self.env.step(action)
-        seen = {"image": picture, "gain": self._gain.since_last(picture, False)}
-        return seen, reward, terminated, truncated, info
-
-
-class Gain:
-    """Remembers the score of the last picture."""
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def since_last(self, picture: np.ndarray, is_first: bool) -> np.ndarray:
-        """(1,) float32: points from the last `picture` (96, 96, 3) uint8 to this one; 0 where it `is_first`."""
-        score = read_score(picture)
-        gain = 0 if is_first else score - self._last
-        self._last = score
-        return np.array([gain], np.float32)
 
 
 def check_picture(env: gym.Env, option: str) -> None:

@@ -10,7 +10,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict, Discrete
 
 from worldmodel.config import EnvConfig
-from worldmodel.envs.car_score import ReadGain, ReadScore
+from worldmodel.envs.car_score import ReadScore
 from worldmodel.envs.car_tiles import SeeTiles
 from worldmodel.envs.images import resize
 from worldmodel.envs.thermometer import PLACES, thermometer
@@ -35,13 +35,9 @@ def wrap(env: gym.Env, config: EnvConfig) -> gym.Env:
         raise UsageError(f"action_repeat must be at least 1, got {config.action_repeat}")
     if config.image_size < 0:
         raise UsageError(f"image_size must be positive, or 0 for the environment's own, got {config.image_size}")
-    if config.read_score and config.read_gain:
-        raise UsageError("--env.read-gain is there to hide what --env.read-score shows: leave one of them off")
     env = ActionRepeat(wrap_actions(env), config.action_repeat)
-    env = LapGoesOn(env) if config.lap_goes_on else env
     env = SeeTiles(env) if config.see_tiles else env
-    env = ReadScore(env) if config.read_score else ReadGain(env) if config.read_gain else env
-    env = Observations(env, config.image_size)
+    env = Observations(ReadScore(env) if config.read_score else env, config.image_size)
     return TimeAware(env) if config.see_time else env
 
 
@@ -192,24 +188,6 @@ class Observations(gym.ObservationWrapper):
             return value.astype(np.float32)
         value = value[..., None] if value.ndim == 2 else value
         return resize(value, self._size, self._size) if self._size else value
-
-
-class LapGoesOn(gym.Wrapper):
-    """CarRacing whose finished laps are `truncated`, not `terminated`: life would go on (Pardo et al. 2018, arXiv
-    1712.00378, partial-episode bootstrapping). `info["lap_finished"]` still says so, and leaving the field is an end.
-
-    Raises UsageError for other environments.
-    """
-
-    def __init__(self, env: gym.Env) -> None:
-        super().__init__(env)
-        if not is_car_racing(env):
-            raise UsageError(f"--env.lap-goes-on knows the laps of CarRacing only, not of {name_of(env)}: leave it off")
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        finished = bool(info.get("lap_finished"))
-        return observation, reward, terminated and not finished, truncated or finished, info
 
 
 class TimeAware(gym.Wrapper):
