@@ -33,16 +33,17 @@ PRESETS: dict[str, Config] = {
     "carracing": Config(
         env=EnvConfig(read_score=True, see_time=True),
         world=WorldConfig(vector_layers=1),
-        policy=PolicyConfig(final_discount=0.998, final_entropy=1e-4, replay_value=1.0, beliefs=4),
-        optim=OptimConfig(policy_lr=3e-4, decay=0.3),
-        replay=ReplayConfig(mirror=True),
+        policy=PolicyConfig(
+            final_discount=0.998, final_entropy=1e-4, mean_penalty=1e-3, replay_value=1.0, beliefs=4
+        ),
+        optim=OptimConfig(world_lr=1.2e-3, policy_lr=3e-4, decay=0.3, world_decay=0.75),
+        replay=ReplayConfig(mirror=True, recent=0.5),
         minutes=0.0,
         frames=100_000,
-        updates=8500,
-        train_every=2.4,
+        updates=6000,
+        train_every=3.6,
         greedy_from=0.8,
         relearn=1000,
-        relearn_times=3,
         relearn_members=3,
         eval_minutes=6.0,
         eval_episodes=20,
@@ -71,24 +72,26 @@ PRESETS: dict[str, Config] = {
 `debug` runs in seconds, those named by a size are DreamerV3's; `world-models` is the main job with the other world,
 `world-models-cma` that with a controller that CMA-ES evolves, and `world-models-2018` the latter in the frozen regime
 with the published sizes."""
-# Half of the batch from the newest quarter, and a world that learns faster while it knows nothing; discount and entropy
-# bonus move but half as far, and actions are sampled to the end, for a beginner still has to find the road.
+# Discount and entropy bonus move but half as far, and actions are sampled to the end, for a beginner still has to find
+# the road.
 PRESETS["carracing-fast"] = replace(
     PRESETS["carracing"],
     minutes=18.0,
     updates=0,
     relearn=0,
-    relearn_times=1,
     eval_minutes=4.5,
     greedy_from=1.0,
     policy=replace(PRESETS["carracing"].policy, final_discount=0.995, final_entropy=2e-4),
-    optim=replace(PRESETS["carracing"].optim, world_lr=1.2e-3),
-    replay=replace(PRESETS["carracing"].replay, recent=0.5),
 )
-# Sampled to the end, as its figures were made.
+# As its figures were made.
 PRESETS["world-models"] = replace(
     PRESETS["carracing"],
     greedy_from=1.0,
+    updates=8500,
+    train_every=2.4,
+    relearn_times=3,
+    policy=replace(PRESETS["carracing"].policy, mean_penalty=0.0),
+    optim=OptimConfig(policy_lr=3e-4, decay=0.3),
     world=WorldConfig(kind="vae-mdn-rnn"),
     world_models=WorldModelsConfig(kl_scale=0.1, mixture_layers=1, mixture_scale=8.0),
     replay=ReplayConfig(),
