@@ -33,9 +33,7 @@ PRESETS: dict[str, Config] = {
     "carracing": Config(
         env=EnvConfig(read_score=True, see_time=True),
         world=WorldConfig(vector_layers=1),
-        policy=PolicyConfig(
-            final_discount=0.998, final_entropy=1e-4, mean_penalty=1e-3, replay_value=1.0, beliefs=4
-        ),
+        policy=PolicyConfig(final_discount=0.998, final_entropy=1e-4, mean_penalty=1e-3, replay_value=1.0, beliefs=4),
         optim=OptimConfig(world_lr=1.2e-3, policy_lr=3e-4, decay=0.3, world_decay=0.75),
         replay=ReplayConfig(mirror=True, recent=0.5),
         minutes=0.0,
