@@ -167,7 +167,8 @@ def test_a_saturated_actor_comes_back_only_where_its_mean_is_penalised(penalty: 
     made = policy(horizon=1, entropy=3e-4, mean_penalty=penalty)
     with torch.no_grad():
         made.actor[-1].bias[:ACTIONS] = 6.0
-        made.critic[-1].weight.zero_(), made.critic[-1].bias.zero_()
+        for p in made.critic[-1].parameters():
+            p.zero_()
     optimizer, still = torch.optim.Adam(made.actor.parameters(), 0.05), torch.zeros(2, 8, FEATURES)
     for _ in range(100):
         told = Dream(still, made.act(still[:1]), torch.zeros(1, 8), torch.zeros(1, 8))
