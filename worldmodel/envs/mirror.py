@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
+from worldmodel.envs.car_gauges import mirrored_places
 from worldmodel.envs.spaces import Spaces
 from worldmodel.envs.wrappers import is_car_racing
 from worldmodel.errors import UsageError
@@ -29,7 +30,7 @@ class Mirror:
     """The mirror image of what a wrapped CarRacing shows and is told.
 
     Args:
-        images: names of the observations that are pictures; the others, score and time, have no sides.
+        images: names of the observations that are pictures; of the others the gauges have sides, score and time none.
     """
 
     images: frozenset[str]
@@ -51,7 +52,9 @@ class Mirror:
 
     def observation(self, name: str, values: np.ndarray) -> np.ndarray:
         """Pictures (..., H, W, C) mirrored: the view as a whole, of the panel the two gauges with sides, each in its
-        place; other observations as they are."""
+        place; the gauges (..., 160), left for right; other observations as they are."""
+        if name == "gauges":
+            return values[..., mirrored_places()]
         if name not in self.images:
             return values
         height, width = values.shape[-3:-1]
