@@ -298,6 +298,9 @@ class Config:
     policy takes the place of the run's own if it scores better (ours)."""
     relearn_members: int = 1
     """`policy.members` of the fresh policy at the end (CarRacing: 3)."""
+    finalists: int = 1
+    """How many of its best evaluations a run keeps the agents of. At its end they meet, with the last fresh policy, on
+    four times as many other tracks, and the best one stays (ours: the best of many short evaluations is lucky)."""
     train_every: float = 4.0
     """Agent steps per update (prototype); 0 collects nothing after the prefill, and learns until the budget is used
     up: the frozen regime of World Models."""

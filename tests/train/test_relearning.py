@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import Judge, flip, opened, tiny, told, train
+from run_helpers import Judge, flip, opened, signal_after, tiny, told, train
 
 from worldmodel.agent import Agent
 from worldmodel.config import TRACKS
@@ -90,11 +90,7 @@ def test_a_signal_between_the_last_two_evaluations_abandons_both(
     judge.scores = [1.0, 1.0, 1.0, 2.0]
     config = tiny(updates=3, eval_minutes=99.0, relearn=2)
     with opened(config, tmp_path) as run:
-        real = run.log.write
-        run.log.write = lambda kind, *rest: (
-            real(kind, *rest),
-            kind == "final" and os.kill(os.getpid(), signal.SIGTERM),
-        )
+        signal_after(run, "final")
         result = run.train()
     assert (result["exit_code"], result["best"]["score"]) == (75, 1.0)
     with opened(config, tmp_path) as run:

@@ -19,7 +19,7 @@ INTERVALS = {
     "evolution.starts evolution.horizon evolution.every evolution.generations "
     "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
     "world.classes world.units world.depth world.tokens policy.members policy.beliefs policy.units "
-    "policy.horizon replay.batch replay.length relearn_times relearn_members drivers",
+    "policy.horizon replay.batch replay.length relearn_times relearn_members drivers finalists",
     "[3, inf)": "world.bins world_models.bins policy.bins",
     "[4, inf)": "evolution.population",
     "(0, inf)": "world_models.mixture_scale evolution.sigma policy.min_std policy.max_std policy.temperature "
@@ -69,6 +69,8 @@ def check(config: Config) -> None:
         raise UsageError("--relearn teaches a fresh actor-critic: leave it at 0 with another --policy.kind")
     if config.relearn and not config.eval_minutes:
         raise UsageError("--relearn needs evaluations that choose between the policies: give --eval-minutes")
+    if config.finalists > 1 and not config.eval_minutes:
+        raise UsageError(f"--finalists {config.finalists} are chosen by evaluations: give --eval-minutes")
     if config.world_only_from < 1 and not config.relearn:
         raise UsageError("--world-only-from needs a fresh policy that drives: give --relearn")
     if config.world_only_from < 1 and not config.train_every:

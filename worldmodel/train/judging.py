@@ -1,13 +1,14 @@
 """The half of a run that judges: real evaluations, the best agent so far, and the fresh policies that it tries.
 
-now and then    the averaged agent drives the selection tracks; the best one is kept          RUN/best
+now and then    the averaged agent drives the selection tracks; the best one is kept,         RUN/best
+                and the next best beside it                                     --finalists   RUN/finalists
 second half     after some of these evaluations a fresh policy learns (train/frozen.py),      --relearn-times
                 and goes on in place of the run's own if it scores better
 hand-over       if only the world is to learn from some point on, a fresh policy drives       --world-only-from
                 from there, whatever it scores: what it gets wrong is what the world          --drivers
                 has to learn, and the next fresh policy profits, which may drive in turn      RUN/driver
-at the end      a last fresh policy, and the best so far: both drive other selection          RUN/fresh
-                tracks, which have not chosen anything yet, and the better one stays
+at the end      a last fresh policy, and the best so far: all drive other selection           RUN/fresh
+                tracks, which have not chosen anything yet, and the best one stays
 
 A signal abandons whatever is under way, as if it had not begun: the session that goes on with the run makes up for it.
 """
@@ -34,7 +35,7 @@ GAP_STEPS = 50
 """Agent steps over which every evaluation compares what the dream promises with what reality paid."""
 
 FINAL = 4
-"""How many times as many tracks as an evaluation has decide between the best so far and the last fresh policy: the best
+"""How many times as many tracks as an evaluation has decide between the finalists and the last fresh policy: the best
 of ten evaluations owes its score to luck as well."""
 
 
@@ -50,7 +51,7 @@ class Judging:
         self.best: dict[str, Any] | None = None
         """Score and cost of the agent in RUN/best, None before the first evaluation."""
         self.last: dict[str, Any] = {"minutes": 0.0, "frames": 0, "updates": 0}
-        """Counters at the last evaluation; `relearned` once the last fresh policy was tried as well."""
+        """Counters at the last evaluation; `relearned` once the finalists and the last fresh policy have met."""
         self.renewals = 0
         """Fresh policies tried so far in mid-run."""
         self.handed_over = 0
@@ -106,10 +107,11 @@ class Judging:
         self.handed_over = turn
 
     def concluded(self) -> bool:
-        """Whether the last evaluation has been made, if there is to be one, and a last fresh policy tried."""
+        """Whether the last evaluation has been made, if there is to be one, and the finalists have met."""
         c = self.run.config
         made = self.last["updates"] == self.run.dreamer.updates
-        return not c.eval_minutes or (made and (not c.relearn or "relearned" in self.last))
+        meet = bool(c.relearn) or c.finalists > 1
+        return not c.eval_minutes or (made and (not meet or "relearned" in self.last))
 
     def conclude(self) -> None:
         """The last evaluations; a run that was never judged leaves its last agent in place of its best."""
@@ -124,8 +126,8 @@ class Judging:
             self._save(agent, "best", None, look_back(agent, run.replay))
         if self.concluded() or run.stopped:
             return
-        agent = self._fresh(c.relearn_members)
-        made = self._decide(agent) if agent else False
+        agent = self._fresh(c.relearn_members) if c.relearn else None
+        made = self._decide(agent)
         if not run.stopped:
             self.last |= {"relearned": made}
 
@@ -143,6 +145,9 @@ class Judging:
         if self.best is None or score >= self.best["score"]:
             self.best = {"score": score} | run.counters()
             self._save(agent, "best", result, seen)
+        if run.config.finalists > 1:
+            self._save(agent, f"finalists/update-{run.dreamer.updates:06d}{'-fresh' if fresh else ''}", result, seen)
+            self._thin_finalists()
         run.progress.judged(score, self.best["score"])
         self._look_into(agent, seen)
         self.last = run.counters()
@@ -199,14 +204,21 @@ class Judging:
         except _StoppedError:
             return None
 
-    def _decide(self, agent: Agent) -> bool:
-        """The better of the best so far and `agent` stays; both drive as they would be loaded. Whether it was done."""
+    def _decide(self, agent: Agent | None) -> bool:
+        """The best of the finalists and `agent` stays; all drive as they would be loaded. Whether it was done."""
         run, few = self.run, self.run.config.eval_episodes
+        if run.stopped:
+            return False
         if self.best is None:  # it is damaged
-            return self.judge(agent) is not None
-        self._save(agent, "fresh", None, look_back(agent, run.replay))
+            return agent is not None and self.judge(agent) is not None
+        names = self._others()
+        if agent:
+            self._save(agent, "fresh", None, look_back(agent, run.replay))
+            names.append("fresh")
+        if not names:
+            return False
         results = {}
-        for name in ("best", "fresh"):
+        for name in ("best", *names):
             results[name] = self._drive(Agent.load(run.out / name), few, FINAL * few)
             if results[name] is None:
                 return False
@@ -217,8 +229,29 @@ class Judging:
         cost = run.counters() if name == "fresh" else winner.card["cost"]
         self.best = {"score": means[name]} | cost
         winner.save(run.out / "best", winner.card | {"cost": cost, "selection": results[name].to_dict()})
-        run.progress.judged(means["fresh"], means[name])
+        run.progress.judged(means[names[-1]], means[name])
         return True
+
+    def _finalists(self) -> dict[str, dict[str, Any]]:
+        """What is usable in RUN/finalists: name -> how it was judged (`Evaluation.to_dict`)."""
+        found = {}
+        for folder in sorted((self.run.out / "finalists").glob("update-*")):
+            try:
+                found[f"finalists/{folder.name}"] = storage.read_folder(folder)["card.json"]["selection"]
+            except (CorruptError, UsageError) as error:
+                self.run.progress.warn(f"{folder.name} is no finalist any more, it is damaged: {error}")
+        return found
+
+    def _thin_finalists(self) -> None:
+        """Forgets the worst of more than `finalists`."""
+        found = self._finalists()
+        for name in sorted(found, key=lambda name: found[name]["mean"])[: -self.run.config.finalists]:
+            storage.remove(self.run.out / name)
+
+    def _others(self) -> list[str]:
+        """The finalists but RUN/best, which is one of them as a rule."""
+        best = storage.read_folder(self.run.out / "best")["card.json"]["selection"]["agent_version"]
+        return [name for name, judged in self._finalists().items() if judged["agent_version"] != best]
 
     def _save(self, agent: Agent, name: str, result: Evaluation | None, seen: Hindsight | None) -> None:
         """`agent` to RUN/`name`, with the starts of its dreams."""

@@ -6,6 +6,7 @@ RUN/metrics.jsonl  tensorboard/  how it went
 RUN/checkpoints/                 from which it resumes
 RUN/replay/                      what it lived through, in files of 1000 steps
 RUN/best/                        the best agent by real return on the selection tracks
+RUN/finalists/                   the best few, which meet once more at the end
 RUN/fresh/                       the last fresh policy, whether it became the best or not
 RUN/driver/                      who drives while only the world learns
 RUN/videos/                      decoded dreams
@@ -254,7 +255,7 @@ class Run:
 
     def _resume(self) -> tuple[int, Any] | None:
         """Goes on from the newest whole checkpoint: (its step, its place in the log); None when there is none."""
-        for folder in (self.out, self.checkpoints.folder, self.shards.folder):
+        for folder in (self.out, self.out / "finalists", self.checkpoints.folder, self.shards.folder):
             storage.sweep(folder)  # what a killed trainer left half written; the lock says that it is gone
         found = self.checkpoints.latest()
         if found is None:
