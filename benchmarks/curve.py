@@ -1,6 +1,7 @@
-"""The learning curve of a run, as data and as a picture.
+"""The learning curve of a run, as data and as a picture; of several runs (or what --json wrote of them), one picture.
 
-python -m benchmarks.curve runs/carracing --json benchmarks/carracing/curve.json --png docs/images/curve.png
+python -m benchmarks.curve runs/carracing --json benchmarks/carracing/curve.json --png curve.png
+python -m benchmarks.curve benchmarks/carracing/curve-seed-?-penalty.json --png docs/images/curve.png
 python -m benchmarks.curve runs/world-models --losses docs/images/world-models-losses.png
 """
 
@@ -15,24 +16,43 @@ from typing import Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--json", type=Path, help="write the points here")
-    parser.add_argument("--png", type=Path, help="draw them here (needs matplotlib)")
-    parser.add_argument("--losses", type=Path, help="draw everything that learns here, over updates (needs matplotlib)")
+    parser.add_argument("run", type=Path, nargs="+", help="run folder, or the points of one (JSON)")
+    parser.add_argument("--json", type=Path, help="write the points of the only run here")
+    parser.add_argument("--png", type=Path, help="draw them here, of several runs over frames (needs matplotlib)")
+    parser.add_argument(
+        "--losses", type=Path, help="draw everything that learns in the only run here, over updates (needs matplotlib)"
+    )
     parser.add_argument("--window", type=int, default=10, help="training episodes in the moving mean")
     args = parser.parse_args()
-    lines = [json.loads(line) for line in (args.run / "metrics.jsonl").open()]
-    points = curve(lines, args.window)
+    if len(args.run) > 1 and (args.json or args.losses):
+        parser.error("--json and --losses take one run; several can be drawn with --png")
+    if args.losses and args.run[0].is_file():
+        parser.error(f"--losses needs the run folder; {args.run[0]} holds only the points")
+    runs = {run: load(run, args.window) for run in args.run}
     if args.json:
-        args.json.write_text(json.dumps(points, indent=1) + "\n")
-    if args.png:
-        draw(points, args.png)
+        args.json.write_text(json.dumps(runs[args.run[0]], indent=1) + "\n")
+    if args.png and len(runs) > 1:
+        draw_together({run.stem: points for run, points in runs.items()}, args.png)
+    elif args.png:
+        draw(runs[args.run[0]], args.png)
     if args.losses:
-        draw_losses([line for line in lines if line["kind"] == "train"], args.losses)
-    for point in points["evaluations"] + points["final"]:
-        who = point.get("agent", "fresh" if point.get("relearned") else "")
-        line = "{minutes:6.1f} min {frames:8,} frames {updates:6,} updates  {mean:7.1f} (n={n})".format(**point)
-        print(f"{line} {who}".rstrip())
+        draw_losses([line for line in read(args.run[0]) if line["kind"] == "train"], args.losses)
+    for run, points in runs.items():
+        if len(runs) > 1:
+            print(run.stem)
+        for point in points["evaluations"] + points["final"]:
+            who = point.get("agent", "fresh" if point.get("relearned") else "")
+            line = "{minutes:6.1f} min {frames:8,} frames {updates:6,} updates  {mean:7.1f} (n={n})".format(**point)
+            print(f"{line} {who}".rstrip())
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").open()]
+
+
+def load(run: Path, window: int) -> dict[str, Any]:
+    """The points of a run folder, or those that --json wrote before."""
+    return json.loads(run.read_text()) if run.is_file() else curve(read(run), window)
 
 
 def curve(lines: list[dict[str, Any]], window: int) -> dict[str, Any]:
@@ -78,10 +98,28 @@ def draw(points: dict[str, Any], path: Path) -> None:
     axes.set(xlabel="minutes of training", ylabel="real return", ylim=(-120, 970), xlim=(0, None))
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
+
+
+def draw_together(runs: dict[str, dict[str, Any]], path: Path) -> None:
+    """Real return over real frames, the evaluations of several runs (their own policies)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 4), dpi=150)
+    axes.axhline(900, color="0.6", linewidth=1, linestyle="--")
+    axes.text(0, 908, "solved: 900", color="0.4", fontsize=8)
+    for name, points in runs.items():
+        own = [p for p in points["evaluations"] if not p.get("relearned", False)]
+        frames, means = [p["frames"] for p in own], [p["mean"] for p in own]
+        axes.plot(frames, means, "o-", markersize=4, linewidth=1.3, label=name)
+    axes.set(xlabel="real frames", ylabel="real return, mean of 20 tracks", ylim=(-120, 970), xlim=(0, None))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
 
 
 DRAWN = ("loss/", "world/", "policy/return", "policy/entropy", "dream/reward", "evolution/")
@@ -113,6 +151,12 @@ def draw_losses(lines: list[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels.flat[len(names) :]:
         axes.set_axis_off()
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot as plt
+
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
