@@ -28,6 +28,14 @@ def test_missing_keys_take_their_defaults() -> None:
     assert from_dict({"world": {"deter": 32}}) == Config(world=dataclasses.replace(Config().world, deter=32))
 
 
+def test_a_run_that_had_what_is_gone_turned_off_is_understood() -> None:
+    assert from_dict({"world_only_from": 1.0, "drivers": 1, "stumbles": 0.0, "env": {"read_gauges": False}}) == Config()
+    with pytest.raises(UsageError, match="unknown configuration key stumbles"):
+        from_dict({"stumbles": 0.5})
+    with pytest.raises(UsageError, match=r"unknown configuration key env\.read_gauges"):
+        from_dict({"env": {"read_gauges": True}})
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 from worldmodel import storage
 from worldmodel.config import Config, from_file, to_dict
 from worldmodel.envs import Spaces, make, wrap
-from worldmodel.envs.car_panel import panel_readers
+from worldmodel.envs.car_score import score_vector
 from worldmodel.envs.car_tiles import brighten_tiles
 from worldmodel.envs.starts import FILE as STARTS
 from worldmodel.envs.starts import Starts
@@ -110,8 +110,8 @@ class Agent:
         env = self.config.env
         if not isinstance(obs, dict) and env.see_tiles:
             obs = brighten_tiles(np.asarray(obs))
-        if not isinstance(obs, dict) and (readers := panel_readers(env)):
-            obs = {"image": obs} | {name: read(np.asarray(obs)) for name, read in readers.items()}
+        if not isinstance(obs, dict) and env.read_score:
+            obs = {"image": obs, "score": score_vector(np.asarray(obs))}
         if not isinstance(obs, dict):
             names = [name for name in self.spaces.observations if name != "time" or not env.see_time]
             if len(names) != 1:

@@ -27,9 +27,6 @@ class EnvConfig:
     """Images are resized (area average) to this many pixels per side; 0 keeps the environment's own size."""
     read_score: bool = False
     """CarRacing only: the score is read from its digits in the picture, which resizing blurs, and seen as a vector."""
-    read_gauges: bool = False
-    """CarRacing only: speed, wheels, steering and turning are read from their bars in the picture, and seen as a
-    vector."""
     see_tiles: bool = False
     """CarRacing only: tiles that were not visited yet, which its picture shows a shade lighter, are brightened."""
     see_time: bool = False
@@ -307,16 +304,6 @@ class Config:
     greedy_from: float = 1.0
     """Share of the budget after which the policy collects by its likeliest actions, as when it is judged, in place of
     sampled ones, so that the world learns what those lead to (ours; CarRacing: docs/experiments.md); 1 = never."""
-    world_only_from: float = 1.0
-    """Share of the budget after which the run's own policy rests: a fresh one of `relearn_members` learns and drives
-    from then on, as it would be judged, and only the world learns from it (ours; CarRacing: docs/experiments.md);
-    1 = never. Needs `relearn`; of the policies that `relearn_times` asks for, only the last is tried after that."""
-    drivers: int = 1
-    """How many fresh policies drive while only the world learns, one after the other and equally long, each learned in
-    the world as it is by then (ours; CarRacing: docs/experiments.md)."""
-    stumbles: float = 0.0
-    """Share of the episodes driven while only the world learns in which the driver's hand slips now and then, so that
-    the world sees what errors lead to (train/stumbles.py; CarRacing: docs/experiments.md)."""
     eval_minutes: float = 5.0
     """Minutes between evaluations in the real environment (0 = never)."""
     eval_episodes: int = 10
@@ -331,6 +318,10 @@ class Config:
 
 TRACKS = {"train": 0, "select": 1_000_000, "report": 2_000_000}
 """First seeds of the disjoint ranges of real episodes: what trains, what selects a checkpoint, what is reported."""
+
+
+RETIRED: dict[str, Any] = {"world_only_from": 1.0, "drivers": 1, "stumbles": 0.0, "env.read_gauges": False}
+"""Settings that are gone, with the value that turned them off: a run that had them off is still understood."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -357,6 +348,8 @@ def _build(cls: type, values: dict[str, Any], where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     arguments: dict[str, Any] = {}
     for key, value in values.items():
+        if f"{where}{key}" in RETIRED and value == RETIRED[f"{where}{key}"]:
+            continue
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {where}{near[0]!s}?" if near else ""

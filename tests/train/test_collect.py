@@ -127,7 +127,7 @@ def test_finished_episode_is_described() -> None:
         made.step(random=True)
     assert made.finished == {
         "episode": 0, "seed": 100, "return": pytest.approx(60.3), "length": 3, "terminated": False,
-        "lap_finished": None, "random": True, "slipped": 0,
+        "lap_finished": None, "random": True,
     }  # fmt: skip
     assert (made.frames, made.episode, made.seed, made.length, made.returned) == (3, 1, 101, 0, 0.0)
 
@@ -204,10 +204,10 @@ def test_prefill_is_random_and_the_policy_acts_after_it(tmp_path: Path, monkeypa
     calls, sampled = [], []
     real = Collector.step
 
-    def step(self: Collector, random: bool, sample: bool = True, stumble: bool = False) -> bool:
+    def step(self: Collector, random: bool, sample: bool = True) -> bool:
         calls.append(random)
         sampled.append((run.dreamer.updates, sample))
-        return real(self, random, sample, stumble)
+        return real(self, random, sample)
 
     monkeypatch.setattr(Collector, "step", step)
     with Run(tiny(prefill=60, pretrain=3, train_every=2.5, updates=9, greedy_from=0.5), tmp_path, Told()) as run:

@@ -136,22 +136,6 @@ def test_fresh_policies_by_hand() -> None:
     assert "fresh policies learn for 8 min" in str(made) and "fresh" not in str(planned(minutes=10.0))
 
 
-def test_a_hand_over_by_hand() -> None:
-    """For 600 of 1,000 updates of 0.5 s the policy learns as well, for 400 it does not, which spares 0.2 s each. Two
-    fresh policies of three members learn for 300 s each; nobody is judged but every 100 s of the first 324, and once
-    when the policy comes to rest."""
-    config = dataclasses.replace(
-        CONFIG, updates=1000, relearn=500, relearn_members=3, world_only_from=0.6, eval_minutes=100 / 60
-    )
-    made = plan(config, Pace(0.5, 0.01, 0.2), 20_000, 250)
-    seconds = 1000 * 0.5 - 400 * 0.2 + made.steps * 0.01
-    assert made.relearning == pytest.approx(10) and made.steps == 1000 + 900 * 4
-    assert made.evaluations == int(0.6 * seconds / 100) + 1 == 3
-    assert made.minutes == pytest.approx((seconds + 3 * 25 + 600) / 60)
-    three = plan(dataclasses.replace(config, drivers=3), Pace(0.5, 0.01, 0.2), 20_000, 250)
-    assert three.relearning == pytest.approx(20) and three.minutes == pytest.approx(made.minutes + 10), "four in all"
-
-
 def test_the_longest_episode_is_the_time_limit() -> None:
     for name, repeat, steps in (("CartPole-v1", 1, 500), ("CartPole-v1", 3, 167), ("worldmodel/Corridor-v0", 4, 250)):
         env = make(EnvConfig(id=name, action_repeat=repeat, image_size=0))

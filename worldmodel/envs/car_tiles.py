@@ -12,8 +12,7 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 
-from worldmodel.envs.car_panel import check_picture
-from worldmodel.envs.car_score import ROWS
+from worldmodel.envs.car_score import ROWS, check_picture
 
 ROAD, LIGHTER, LIGHTEST = 100, 101, 106
 """Levels in the picture: of visited road, and of the unvisited tiles that are lighter."""

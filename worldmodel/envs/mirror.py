@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
-from worldmodel.envs.car_gauges import mirrored_places
 from worldmodel.envs.spaces import Spaces
 from worldmodel.envs.wrappers import is_car_racing
 from worldmodel.errors import UsageError
@@ -30,7 +29,7 @@ class Mirror:
     """The mirror image of what a wrapped CarRacing shows and is told.
 
     Args:
-        images: names of the observations that are pictures; of the others the gauges have sides, score and time none.
+        images: names of the observations that are pictures; the others, score and time, have no sides.
     """
 
     images: frozenset[str]
@@ -52,9 +51,7 @@ class Mirror:
 
     def observation(self, name: str, values: np.ndarray) -> np.ndarray:
         """Pictures (..., H, W, C) mirrored: the view as a whole, of the panel the two gauges with sides, each in its
-        place; the gauges (..., 160), left for right; other observations as they are."""
-        if name == "gauges":
-            return values[..., mirrored_places()]
+        place; other observations as they are."""
         if name not in self.images:
             return values
         height, width = values.shape[-3:-1]

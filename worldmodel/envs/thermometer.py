@@ -7,6 +7,6 @@ import numpy as np
 PLACES = 20
 
 
-def thermometer(share: float, places: int = PLACES) -> np.ndarray:
-    """`share` (0 to 1) as (places,) float32: place i is filled between i / places and (i + 1) / places."""
-    return np.clip(share * places - np.arange(places), 0, 1).astype(np.float32)
+def thermometer(share: float) -> np.ndarray:
+    """`share` (0 to 1) as (20,) float32: place i is filled between i / 20 and (i + 1) / 20."""
+    return np.clip(share * PLACES - np.arange(PLACES), 0, 1).astype(np.float32)

@@ -19,12 +19,12 @@ INTERVALS = {
     "evolution.starts evolution.horizon evolution.every evolution.generations "
     "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
     "world.classes world.units world.depth world.tokens policy.members policy.beliefs policy.units "
-    "policy.horizon replay.batch replay.length relearn_times relearn_members drivers finalists",
+    "policy.horizon replay.batch replay.length relearn_times relearn_members finalists",
     "[3, inf)": "world.bins world_models.bins policy.bins",
     "[4, inf)": "evolution.population",
     "(0, inf)": "world_models.mixture_scale evolution.sigma policy.min_std policy.max_std policy.temperature "
     "optim.world_lr optim.policy_lr optim.agc optim.eps replay.gigabytes",
-    "[0, 1]": "replay.recent greedy_from world_only_from stumbles policy.lam policy.slow_rate policy.scale_rate "
+    "[0, 1]": "replay.recent greedy_from policy.lam policy.slow_rate policy.scale_rate "
     "optim.decay optim.world_decay optim.final",
     "[0, 1)": "world_models.dropout policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 "
     "optim.average",
@@ -71,17 +71,6 @@ def check(config: Config) -> None:
         raise UsageError("--relearn needs evaluations that choose between the policies: give --eval-minutes")
     if config.finalists > 1 and not config.eval_minutes:
         raise UsageError(f"--finalists {config.finalists} are chosen by evaluations: give --eval-minutes")
-    if config.world_only_from < 1 and not config.relearn:
-        raise UsageError("--world-only-from needs a fresh policy that drives: give --relearn")
-    if config.world_only_from < 1 and not config.train_every:
-        raise UsageError("--world-only-from needs somebody who drives, nobody does with --train-every 0: leave it at 1")
-    if config.drivers > 1 and config.world_only_from == 1:
-        raise UsageError(f"--drivers {config.drivers} take turns while only the world learns: give --world-only-from")
-    if config.stumbles and config.world_only_from == 1:
-        raise UsageError(
-            f"--stumbles {config.stumbles:g} are those of who drives while only the world learns: give "
-            "--world-only-from"
-        )
     if config.policy.final_entropy and not config.policy.entropy:
         raise UsageError("--policy.final-entropy is approached from --policy.entropy, which must then not be 0")
 

@@ -17,7 +17,6 @@ from worldmodel.envs.explore import RandomActions
 from worldmodel.errors import NumericalError
 from worldmodel.eval.lockstep import lap_finished
 from worldmodel.replay import Replay
-from worldmodel.train.stumbles import Stumbles
 
 
 class Collector:
@@ -26,20 +25,15 @@ class Collector:
     Args:
         env: wrapped. agent: acts, with a filtered state of its own. replay: remembers.
         explore: actions before the policy is worth asking. first_seed: of episode 0; episode i has `first_seed + i`.
-        stumbles: of the agent, when told to.
     """
 
-    def __init__(
-        self, env: gym.Env, agent: Agent, replay: Replay, explore: RandomActions, first_seed: int,
-        stumbles: Stumbles | None = None,
-    ):  # fmt: skip
+    def __init__(self, env: gym.Env, agent: Agent, replay: Replay, explore: RandomActions, first_seed: int):
         self.env, self.agent, self.replay, self.explore, self.first_seed = env, agent, replay, explore, first_seed
-        self.stumbles = stumbles
         self.episode = 0
         self.frames = 0
         self.finished: dict[str, Any] | None = None
-        """The last episode that ended: its index, seed, return, length, whether it terminated, lap_finished, whether it
-        was driven at random, and in how many steps the hand slipped."""
+        """The last episode that ended: its index, seed, return, length, whether it terminated, lap_finished, and
+        whether it was driven at random."""
         self._begin()
 
     @property
@@ -47,10 +41,10 @@ class Collector:
         """Seed of the running episode."""
         return self.first_seed + self.episode
 
-    def step(self, random: bool, sample: bool = True, stumble: bool = False) -> bool:
-        """One agent step, at random or by the policy, whose action is sampled or its likeliest, and whose hand may slip
-        in the episodes that are meant for it; True when it ended the episode."""
-        action = self._random() if random else self._policy(sample, stumble)
+    def step(self, random: bool, sample: bool = True) -> bool:
+        """One agent step, at random or by the policy, whose action is sampled or its likeliest; True when it ended the
+        episode."""
+        action = self._random() if random else self._policy(sample)
         obs, reward, terminated, truncated, info = self.env.step(action)
         if not np.isfinite(reward):
             raise NumericalError(f"the environment paid {reward} at step {self.length} of episode seed {self.seed}")
@@ -63,7 +57,6 @@ class Collector:
             self.finished = {
                 "episode": self.episode, "seed": self.seed, "return": self.returned, "length": self.length,
                 "terminated": bool(terminated), "lap_finished": lap_finished(self.env, info), "random": random,
-                "slipped": self.slipped,
             }  # fmt: skip
             self.episode += 1
             self._begin()
@@ -72,9 +65,7 @@ class Collector:
     def _begin(self) -> None:
         obs, _ = self.env.reset(seed=self.seed)
         self.start = self.replay.total
-        self.returned, self.length, self.slipped = 0.0, 0, 0
-        if self.stumbles:
-            self.stumbles.begin()
+        self.returned, self.length = 0.0, 0
         self._arrive(obs, 0.0, True, False)
         self.agent.start(1)
 
@@ -97,30 +88,18 @@ class Collector:
             self._remember(action, None)
         return action
 
-    def _policy(self, sample: bool, stumble: bool) -> Any:
+    def _policy(self, sample: bool) -> Any:
         obs = {name: value[None] for name, value in self.obs.items()}
         action = self.agent.step(obs, np.array([self.arrival["is_first"]]), sample)[0]
-        if stumble and self.stumbles and self.stumbles.meant_for(self.episode):
-            action = self._stumble(action)
         # The unclipped action is what the policy chose, so that is what its log-probability must be taken of.
         self._remember(self.agent.action[0].cpu().numpy(), self.agent.state[0].cpu().numpy())
         return action
-
-    def _stumble(self, action: Any) -> Any:
-        """What is done in place of `action`; the agent knows, and filters what comes by what was done."""
-        slip = self.stumbles.step(self.agent.action)
-        if slip is None:
-            return action
-        self.slipped += 1
-        self.agent.action = slip
-        return slip[0].argmax().item() if self.replay.spaces.discrete else slip[0].clamp(-1, 1).cpu().numpy()
 
     def state_dict(self) -> dict[str, Any]:
         """The running episode as its seed, in JSON types; its actions are in the replay, tensors in `tensors`."""
         return {
             "episode": self.episode, "frames": self.frames, "start": self.start,
             "returned": self.returned, "length": self.length, "explore": self.explore.state_dict(),
-            "slipped": self.slipped, "stumbles": self.stumbles.state_dict() if self.stumbles else None,
         }  # fmt: skip
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -138,9 +117,6 @@ class Collector:
         obstacle = self._drive_again()
         self.returned, self.length = values["returned"], values["length"]
         self.explore.load_state_dict(values["explore"])
-        self.slipped = values.get("slipped", 0)  # older checkpoints do not know
-        if self.stumbles and values.get("stumbles"):
-            self.stumbles.load_state_dict(values["stumbles"])
         if obstacle is None:
             self.agent.state, self.agent.action = tensors["state"].clone(), tensors["action"].clone()
         else:

@@ -135,11 +135,3 @@ def renewals_due(config: Config, done: float) -> int:
     if not config.relearn:
         return 0
     return min(config.relearn_times - 1, int(max(0.0, 2 * done - 1) * config.relearn_times + 1e-9))
-
-
-def driver_due(config: Config, done: float) -> int:
-    """Which of the `drivers` should be at the wheel when the share `done` of the budget is used up, counted from 1; 0
-    while the run's own policy drives, and when all is used up: who would begin then has nothing to drive."""
-    if not config.world_only_from <= done < 1:
-        return 0
-    return 1 + int((done - config.world_only_from) / (1 - config.world_only_from) * config.drivers + 1e-9)

@@ -4,9 +4,6 @@ now and then    the averaged agent drives the selection tracks; the best one is 
                 and the next best beside it                                     --finalists   RUN/finalists
 second half     after some of these evaluations a fresh policy learns (train/frozen.py),      --relearn-times
                 and goes on in place of the run's own if it scores better
-hand-over       if only the world is to learn from some point on, a fresh policy drives       --world-only-from
-                from there, whatever it scores: what it gets wrong is what the world          --drivers
-                has to learn, and the next fresh policy profits, which may drive in turn      RUN/driver
 at the end      a last fresh policy, and the best so far: all drive other selection           RUN/fresh
                 tracks, which have not chosen anything yet, and the best one stays
 
@@ -24,7 +21,7 @@ from worldmodel.agent import Agent
 from worldmodel.config import TRACKS
 from worldmodel.errors import CorruptError, UsageError
 from worldmodel.eval.real import Evaluation, evaluate
-from worldmodel.train.frozen import driver_due, fresh_agent, renewals_due
+from worldmodel.train.frozen import fresh_agent, renewals_due
 from worldmodel.train.hindsight import Hindsight, look_back, quick_gap
 from worldmodel.train.watch import open_loop_video
 
@@ -54,57 +51,24 @@ class Judging:
         """Counters at the last evaluation; `relearned` once the finalists and the last fresh policy have met."""
         self.renewals = 0
         """Fresh policies tried so far in mid-run."""
-        self.handed_over = 0
-        """Whose turn at the wheel it is (`driver_due`), 0: the run's own policy; from 1 on only the world learns."""
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {
-            "best": self.best, "judged": self.last, "renewals": self.renewals, "handed_over": self.handed_over,
-        }  # fmt: skip
+        return {"best": self.best, "judged": self.last, "renewals": self.renewals}
 
     def resume(self, values: dict[str, Any]) -> None:
-        """The inverse of `state`, but for the best agent: RUN/best may be newer than the checkpoint. Puts the policy
-        at the wheel that drove."""
+        """The inverse of `state`, but for the best agent: RUN/best may be newer than the checkpoint."""
         self.last = values.get("judged") or self.run.counters()  # older checkpoints do not know
         self.renewals = values.get("renewals", 0)
         self.best = self._kept()
-        if turn := int(values.get("handed_over", 0)):
-            try:
-                self._take_the_wheel(turn)
-            except (CorruptError, UsageError) as error:
-                self.run.progress.warn(f"who drove is lost, the run's own policy learns on until the next: {error}")
 
     def now_and_then(self) -> None:
         """An evaluation if one is due, and after it a fresh policy if that is due."""
         run = self.run
-        if self.handed_over:  # the run's own policy rests
-            return
         if run.dreamer.updates and 0 < run.config.eval_minutes < run.elapsed / 60 - self.last["minutes"]:
             score = self.judge()
             if score is not None and self.renewals < renewals_due(run.config, run.done()):
                 self._renew(score)
-
-    def between_episodes(self) -> None:
-        """A hand-over, if one is due: the next episode is driven by a fresh policy, and only the world learns."""
-        run = self.run
-        turn = driver_due(run.config, run.done())
-        if self.handed_over >= turn or not run.dreamer.updates:
-            return
-        if not self.handed_over and self.judge() is None:  # the run's own policy, as it comes to rest
-            return
-        agent = self._fresh(run.config.relearn_members)
-        if agent is None or self.judge(agent) is None:
-            return
-        self.renewals += 1  # the next one is another
-        self._save(agent, "driver", None, None)
-        self._take_the_wheel(turn)
-        run.progress.handed_over()
-
-    def _take_the_wheel(self, turn: int) -> None:
-        """Who is in RUN/driver drives, as loaded; called where an episode begins, or has yet to be restored."""
-        self.run.collector.agent = Agent.load(self.run.out / "driver", self.run.device)
-        self.handed_over = turn
 
     def concluded(self) -> bool:
         """Whether the last evaluation has been made, if there is to be one, and the finalists have met."""
@@ -117,10 +81,7 @@ class Judging:
         """The last evaluations; a run that was never judged leaves its last agent in place of its best."""
         run, c = self.run, self.run.config
         if self.last["updates"] != run.dreamer.updates and c.eval_minutes:
-            if self.handed_over:  # the run's own policy was judged when it came to rest
-                self.last = run.counters()
-            else:
-                self.judge()
+            self.judge()
         elif self.best is None:
             agent = run.dreamer.averaged_agent()
             self._save(agent, "best", None, look_back(agent, run.replay))

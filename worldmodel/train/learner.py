@@ -58,11 +58,10 @@ class Learner:
         """What the policy learns from, for the card of an agent."""
         raise NotImplementedError
 
-    def update(self, batch: Batch, progress: float = 0.0, world_only: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+    def update(self, batch: Batch, progress: float = 0.0) -> tuple[dict[str, Tensor], Tensor]:
         """One update of world and policy from one batch: (metrics name -> (), posterior states (T, B, S)).
 
-        `progress` (0 to 1) of the run decides learning rates, discount and entropy bonus, where they move along. With
-        `world_only` the policy stays as it is.
+        `progress` (0 to 1) of the run decides learning rates, discount and entropy bonus, where they move along.
 
         Raises NumericalError naming the loss or the parameter that is not finite; nothing is changed then.
         """
@@ -79,8 +78,7 @@ class Learner:
         with self.clock("dream"):
             before = [(value, value.clone()) for value in self._moved_by_lessons()]
             try:
-                if not world_only:
-                    metrics |= self._teach_policy(batch, states, progress)
+                metrics |= self._teach_policy(batch, states, progress)
                 check_finite(metrics)
                 self._check_gradients()
             except NumericalError:
@@ -88,8 +86,7 @@ class Learner:
                     value.copy_(was)
                 raise
             self.optimizer.step(rates["world"], rates["policy"])
-            if not world_only:
-                self._stepped()
+            self._stepped()
             self.average.update()
         self.updates += 1
         return metrics | {f"optim/{module}_rate": torch.tensor(rate) for module, rate in rates.items()}, states

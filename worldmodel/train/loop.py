@@ -8,7 +8,6 @@ RUN/replay/                      what it lived through, in files of 1000 steps
 RUN/best/                        the best agent by real return on the selection tracks
 RUN/finalists/                   the best few, which meet once more at the end
 RUN/fresh/                       the last fresh policy, whether it became the best or not
-RUN/driver/                      who drives while only the world learns
 RUN/videos/                      decoded dreams
 """
 
@@ -41,7 +40,6 @@ from worldmodel.train.log import Log
 from worldmodel.train.progress import Progress, time_left
 from worldmodel.train.schedule import fast_precision, find_device, longest_episode, measure, plan
 from worldmodel.train.shards import Shards
-from worldmodel.train.stumbles import Stumbles
 
 LOG_SECONDS = 10.0
 """Seconds between two lines of metrics."""
@@ -84,8 +82,7 @@ class Run:
         self.replay = Replay(self.spaces, width, r.gigabytes, r.length, r.online, c.seed, mirror, r.recent)
         explore = RandomActions.of(self.env, c.seed)
         first_seed = TRACKS["train"] + (c.seed % 100) * 10_000
-        stumbles = Stumbles.of(self.env, c.stumbles, c.seed) if c.stumbles else None
-        self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed, stumbles)
+        self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed)
         self.streams = {"replay": self.replay.rng}
         self.checkpoints = Checkpoints(self.out, warn=self.progress.warn)
         self.shards = Shards(self.out / "replay")
@@ -177,13 +174,11 @@ class Run:
         owed = c.pretrain + lived / c.train_every if c.train_every else math.inf
         if self.dreamer.updates >= owed or not self.replay.ready():  # memories may be lost to a damaged disk
             with self.clock("env"):
-                handed_over = self.judging.handed_over > 0
-                sample = self.done() < c.greedy_from and not handed_over
-                self.collector.step(random=False, sample=sample, stumble=handed_over)
+                self.collector.step(random=False, sample=self.done() < c.greedy_from)
             return None
         with self.clock("replay"):
             batch, index = self.replay.sample(c.replay.batch, self.device)
-        metrics, states = self.dreamer.update(batch, self.done(), self.judging.handed_over)
+        metrics, states = self.dreamer.update(batch, self.done())
         with self.clock("replay"):
             self.replay.write_back(index, states)
         return metrics
@@ -192,7 +187,6 @@ class Run:
         episode, self.collector.finished = self.collector.finished, None
         self.recent = [*self.recent[-9:], episode["return"]]
         self.log.write("episode", self.replay.total, episode | self.counters())
-        self.judging.between_episodes()
 
     @property
     def stopped(self) -> bool:

@@ -53,10 +53,6 @@ class Progress:
         if self._rested():
             self._interlude(f"a fresh policy learns: {done:,} of {updates:,} updates")
 
-    def handed_over(self) -> None:
-        """A fresh policy has begun to drive."""
-        self._interlude("the fresh policy drives from now on, and only the world learns")
-
     def _interlude(self, line: str) -> None:
         if self.live:
             self.live.update(Text(line), refresh=True)

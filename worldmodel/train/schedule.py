@@ -74,19 +74,16 @@ def plan(config: Config, pace: Pace, step_bytes: int, episode_steps: int) -> Pla
     """The schedule that follows from the budgets and the measured pace. Pure arithmetic; at least one budget is set.
 
     An evaluation is taken to last `eval_episodes` of `episode_steps` agent steps, every `eval_minutes`, and once more
-    at the end; a budget of minutes counts all but the last. The same holds for fresh policies. Where only the world
-    learns in the end, nobody is judged from then on, and an update costs less. What a learner does only now and then is
-    spread evenly over all updates, those of the pretraining too.
+    at the end; a budget of minutes counts all but the last. The same holds for fresh policies. What a
+    learner does only now and then is spread evenly over all updates, those of the pretraining too.
     """
     repeat = config.env.action_repeat
     every, judging = config.eval_minutes * 60, config.eval_episodes * episode_steps * pace.step
     fresh = config.relearn * pace.dream  # seconds of a fresh policy with as many members as the run's own
     last = fresh * config.relearn_members / config.policy.members
-    resting = 1 - config.world_only_from  # share of the updates in which only the world learns
-    midway = fresh * (config.relearn_times - 1) + (last * config.drivers if resting else 0.0)
+    midway = fresh * (config.relearn_times - 1)
     available = max(0.0, without_evaluations(config.minutes * 60, every, judging) - midway)
-    update = pace.update - resting * pace.dream
-    cycle = update + config.train_every * pace.step
+    cycle = pace.update + config.train_every * pace.step
     before = config.prefill * pace.step + config.pretrain * pace.update  # all before the policy first acts
     updates = {
         "minutes": config.pretrain + (available - before) / cycle if config.minutes else float("inf"),
@@ -97,8 +94,8 @@ def plan(config: Config, pace: Pace, step_bytes: int, episode_steps: int) -> Pla
     count = max(0, int(updates[limit]))
     steps = config.prefill + max(0, count - config.pretrain) * config.train_every
     steps = int(min(steps, config.frames / repeat or math.inf, available / pace.step or math.inf))
-    seconds = steps * pace.step + count * update
-    evaluations = int(seconds * (1 - resting) / every) + 1 if every and count else 0
+    seconds = steps * pace.step + count * pace.update
+    evaluations = int(seconds / every) + 1 if every and count else 0
     return Plan(
         update_seconds=pace.update, step_seconds=pace.step, relearning=(midway + last) / 60 if count else 0.0,
         minutes=(seconds + evaluations * judging + (midway + last if count else 0.0)) / 60,
