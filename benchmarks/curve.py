@@ -1,7 +1,7 @@
 """The learning curve of a run, as data and as a picture; of several runs (or what --json wrote of them), one picture.
 
 python -m benchmarks.curve runs/carracing --json benchmarks/carracing/curve.json --png curve.png
-python -m benchmarks.curve benchmarks/carracing/curve-seed-?-penalty.json --png docs/images/curve.png
+python -m benchmarks.curve CURVE.json CURVE.json CURVE.json --png docs/images/curve.png
 python -m benchmarks.curve runs/world-models --losses docs/images/world-models-losses.png
 """
 
@@ -114,7 +114,7 @@ def draw_together(runs: dict[str, dict[str, Any]], path: Path) -> None:
     for name, points in runs.items():
         own = [p for p in points["evaluations"] if not p.get("relearned", False)]
         frames, means = [p["frames"] for p in own], [p["mean"] for p in own]
-        axes.plot(frames, means, "o-", markersize=4, linewidth=1.3, label=name)
+        axes.plot(frames, means, "o-", markersize=4, linewidth=1.3, label=name.removeprefix("curve-"))
     axes.set(xlabel="real frames", ylabel="real return, mean of 20 tracks", ylim=(-120, 970), xlim=(0, None))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="lower right", frameon=False, fontsize=8)
