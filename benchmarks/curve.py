@@ -26,20 +26,23 @@ def main() -> None:
     args = parser.parse_args()
     if len(args.run) > 1 and (args.json or args.losses):
         parser.error("--json and --losses take one run; several can be drawn with --png")
+    for run in args.run:
+        if not run.is_file() and not (run / "metrics.jsonl").is_file():
+            parser.error(f"{run} is neither a run folder with metrics.jsonl nor what --json wrote of one")
     if args.losses and args.run[0].is_file():
         parser.error(f"--losses needs the run folder; {args.run[0]} holds only the points")
     runs = {run: load(run, args.window) for run in args.run}
     if args.json:
         args.json.write_text(json.dumps(runs[args.run[0]], indent=1) + "\n")
     if args.png and len(runs) > 1:
-        draw_together({run.stem: points for run, points in runs.items()}, args.png)
+        draw_together(runs, args.png)
     elif args.png:
         draw(runs[args.run[0]], args.png)
     if args.losses:
         draw_losses([line for line in read(args.run[0]) if line["kind"] == "train"], args.losses)
     for run, points in runs.items():
         if len(runs) > 1:
-            print(run.stem)
+            print(run)
         for point in points["evaluations"] + points["final"]:
             who = point.get("agent", "fresh" if point.get("relearned") else "")
             line = "{minutes:6.1f} min {frames:8,} frames {updates:6,} updates  {mean:7.1f} (n={n})".format(**point)
@@ -47,6 +50,7 @@ def main() -> None:
 
 
 def read(run: Path) -> list[dict[str, Any]]:
+    """All that the run in this folder logged."""
     return [json.loads(line) for line in (run / "metrics.jsonl").open()]
 
 
@@ -101,7 +105,7 @@ def draw(points: dict[str, Any], path: Path) -> None:
     save(figure, path)
 
 
-def draw_together(runs: dict[str, dict[str, Any]], path: Path) -> None:
+def draw_together(runs: dict[Path, dict[str, Any]], path: Path) -> None:
     """Real return over real frames, the evaluations of several runs (their own policies)."""
     import matplotlib
 
@@ -111,11 +115,18 @@ def draw_together(runs: dict[str, dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 4), dpi=150)
     axes.axhline(900, color="0.6", linewidth=1, linestyle="--")
     axes.text(0, 908, "solved: 900", color="0.4", fontsize=8)
-    for name, points in runs.items():
+    for run, points in runs.items():
         own = [p for p in points["evaluations"] if not p.get("relearned", False)]
         frames, means = [p["frames"] for p in own], [p["mean"] for p in own]
-        axes.plot(frames, means, "o-", markersize=4, linewidth=1.3, label=name.removeprefix("curve-"))
-    axes.set(xlabel="real frames", ylabel="real return, mean of 20 tracks", ylim=(-120, 970), xlim=(0, None))
+        axes.plot(
+            frames,
+            means,
+            "o-",
+            markersize=4,
+            linewidth=1.3,
+            label=run.name.removeprefix("curve-").removesuffix(".json"),
+        )
+    axes.set(xlabel="real frames", ylabel="real return, evaluations", ylim=(-120, 970), xlim=(0, None))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -155,6 +166,7 @@ def draw_losses(lines: list[dict[str, Any]], path: Path) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
+    """Writes the picture and forgets it."""
     from matplotlib import pyplot as plt
 
     figure.tight_layout()

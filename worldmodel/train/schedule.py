@@ -74,8 +74,8 @@ def plan(config: Config, pace: Pace, step_bytes: int, episode_steps: int) -> Pla
     """The schedule that follows from the budgets and the measured pace. Pure arithmetic; at least one budget is set.
 
     An evaluation is taken to last `eval_episodes` of `episode_steps` agent steps, every `eval_minutes`, and once more
-    at the end; a budget of minutes counts all but the last. The same holds for fresh policies. What a
-    learner does only now and then is spread evenly over all updates, those of the pretraining too.
+    at the end; a budget of minutes counts all but the last. The same holds for fresh policies. What a learner does only
+    now and then is spread evenly over all updates, those of the pretraining too.
     """
     repeat = config.env.action_repeat
     every, judging = config.eval_minutes * 60, config.eval_episodes * episode_steps * pace.step
