@@ -126,4 +126,4 @@ def test_ranges_of_tracks_are_disjoint() -> None:
 def test_bug_the_preset_for_any_task_asked_for_pictures_of_carracing() -> None:
     """The README's command for an environment of one's own was refused, for its preset read CarRacing's score."""
     config = preset("small")
-    assert not config.env.read_score and not config.env.see_time and not config.relearn
+    assert not config.env.read_score and not config.env.see_time and not config.env.see_tiles and not config.relearn
