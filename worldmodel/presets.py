@@ -31,7 +31,7 @@ def size(deter: int, **overrides: Any) -> Config:
 
 PRESETS: dict[str, Config] = {
     "carracing": Config(
-        env=EnvConfig(read_score=True, see_time=True, see_tiles=True),
+        env=EnvConfig(read_score=True, see_time=True),
         world=WorldConfig(vector_layers=1),
         policy=PolicyConfig(final_discount=0.998, final_entropy=1e-4, mean_penalty=1e-3, replay_value=1.0, beliefs=4),
         optim=OptimConfig(world_lr=1.2e-3, policy_lr=3e-4, decay=0.3, world_decay=0.75),
@@ -86,7 +86,6 @@ PRESETS["carracing-fast"] = replace(
 # As its figures were made.
 PRESETS["world-models"] = replace(
     PRESETS["carracing"],
-    env=EnvConfig(read_score=True, see_time=True),
     greedy_from=1.0,
     updates=8500,
     train_every=2.4,
