@@ -17,8 +17,7 @@ from worldmodel.envs.car_score import ROWS, check_picture
 ROAD, LIGHTER, LIGHTEST = 100, 101, 106
 """Levels in the picture: of visited road, and of the unvisited tiles that are lighter."""
 DARK, BRIGHT = 80, 120
-"""Levels that replace them: twenty times the contrast there was, half of that between road and grass. With more, the
-picture's error is mostly about tiles."""
+"""Levels that replace them: as a squared error, half of what lies between road and grass."""
 GAP = 4
 """Half of the widest gap that is closed, in pixels: a tile is 5 to 6 pixels long, in a bend up to 8."""
 
