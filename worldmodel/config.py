@@ -186,6 +186,9 @@ class PolicyConfig:
     actor and critic in dreams alone."""
     scale_rate: float = 0.01
     """Rate of the moving 5 % and 95 % return percentiles that scale the advantage (DreamerV3)."""
+    max_scale: float = 0.0
+    """Largest divisor of the advantage, in reward units: where returns spread over a whole episode and what one action
+    gains does not, entropy bonus and mean penalty would weigh ever more (ours); 0 = none (DreamerV3)."""
     norm: Literal["layer", "rms"] = "layer"
     """LayerNorm without bias or DreamerV3's RMSNorm, as in the world."""
 

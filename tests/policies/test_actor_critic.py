@@ -55,7 +55,7 @@ def slow_losses(made: ActorCritic, told: Dream, features: Tensor) -> tuple[Tenso
     low, high = np.percentile(returns[:-1].numpy(), [5, 95])
     low = (1 - c.scale_rate) * made.scale.low.item() + c.scale_rate * low
     high = (1 - c.scale_rate) * made.scale.high.item() + c.scale_rate * high
-    divisor = max(1.0, high - low)
+    divisor = max(1.0, min(high - low, c.max_scale or np.inf))
     actor, critic = torch.zeros(()), torch.zeros(())
     for b in range(width):
         weight = 1.0
@@ -84,10 +84,10 @@ def expect_gradient(actual: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-@pytest.mark.parametrize("reward", [1.0, 1e5])
-def test_losses_and_gradients_against_the_slow_loop(discrete: bool, reward: float) -> None:
-    """`reward` large: the return scale divides. Entropy weighs enough here to be seen."""
-    made = policy(discrete, entropy=0.3, mean_penalty=0.2, slow_scale=0.7, scale_rate=0.1, discount=0.9)
+@pytest.mark.parametrize(("reward", "most"), [(1.0, 0.0), (1e5, 0.0), (1e5, 100.0)])
+def test_losses_and_gradients_against_the_slow_loop(discrete: bool, reward: float, most: float) -> None:
+    """`reward` large: the return scale divides, by `most` at most. Entropy weighs enough here to be seen."""
+    made = policy(discrete, entropy=0.3, mean_penalty=0.2, slow_scale=0.7, scale_rate=0.1, discount=0.9, max_scale=most)
     told, features = imagined(discrete, reward=reward)
     actor, critic = slow_losses(made, told, features)
     loss, metrics = made.loss(told, features)
@@ -238,6 +238,15 @@ def test_return_scale_never_enlarges_small_returns() -> None:
     assert scale.value() == 1
     scale.update(torch.linspace(0, 100, 101))
     assert scale.value().item() == pytest.approx(90)
+
+
+def test_return_scale_has_a_limit_where_one_is_asked_for() -> None:
+    returns = torch.linspace(0, 1000, 101)
+    for limit, expected in ((0.0, 900.0), (100.0, 100.0), (2000.0, 900.0)):
+        made = policy(max_scale=limit, scale_rate=1.0)
+        made.scale.update(returns)
+        assert made.scale.value().item() == pytest.approx(expected)
+        assert made.scale.high.item() == pytest.approx(950)  # what moves is not what is limited
 
 
 def test_return_scale_is_saved_with_the_weights() -> None:

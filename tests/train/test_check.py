@@ -42,6 +42,7 @@ def set_field(config: Config, name: str, value: Any) -> Config:
         ("policy.horizon", 0, "--policy.horizon must be at least 1, not 0"),
         ("policy.discount", 1.0, r"--policy.discount must be in \(0, 1\), not 1.0"),
         ("policy.min_std", 2.0, "--policy.min-std 2.0 must not be above --policy.max-std 1.0"),
+        ("policy.max_scale", 0.5, "--policy.max-scale 0.5: .* give 1 or more, or 0"),
         ("world.bins", 254, "--world.bins must be odd"),
         ("world.deter", 33, "do not divide into 8 blocks"),
         ("optim.beta1", 1.0, r"--optim.beta1 must be in \[0, 1\), not 1.0"),

@@ -41,7 +41,7 @@ class ActorCritic(Policy):
         self.actor = MLP(features, config.units, config.layers, outputs, config.norm, scale=0.01)
         self.critic = MLP(features, config.units, config.layers, config.bins, config.norm, scale=0.0)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.scale = ReturnScale(config.scale_rate)
+        self.scale = ReturnScale(config.scale_rate, config.max_scale or math.inf)
 
     def distribution(self, features: Tensor) -> OneHot | BoundedNormal:
         """The policy at features (..., F)."""
@@ -162,11 +162,15 @@ class ActorCritic(Policy):
 
 
 class ReturnScale(nn.Module):
-    """max(1, moving P95 - moving P5) of the returns divides the advantage: one entropy bonus then fits all tasks."""
+    """max(1, moving P95 - moving P5) of the returns divides the advantage: one entropy bonus then fits all tasks.
 
-    def __init__(self, rate: float):
+    Args:
+        rate: of the moving percentiles. limit: the divisor's upper bound, in reward units (ours; DreamerV3: none).
+    """
+
+    def __init__(self, rate: float, limit: float = math.inf):
         super().__init__()
-        self.rate = rate
+        self.rate, self.limit = rate, limit
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
 
@@ -181,5 +185,5 @@ class ReturnScale(nn.Module):
             buffer.lerp_(torch.lerp(ordered[below], ordered[above], position - below), self.rate)
 
     def value(self) -> Tensor:
-        """The divisor (), at least 1."""
-        return (self.high - self.low).clamp(min=1.0)
+        """The divisor (), from 1 to the limit."""
+        return (self.high - self.low).clamp(1.0, self.limit)

@@ -13,7 +13,8 @@ INTERVALS = {
     "evolution.weight_decay evolution.noise train_every "
     "minutes frames updates pretrain relearn eval_minutes save_minutes env.image_size world.head_layers "
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale policy.layers policy.starts policy.entropy "
-    "policy.final_entropy policy.mean_penalty policy.slow_scale policy.replay_value optim.warmup replay.online",
+    "policy.final_entropy policy.mean_penalty policy.max_scale policy.slow_scale policy.replay_value "
+    "optim.warmup replay.online",
     "[1, inf)": "world_models.latent world_models.depth world_models.tokens world_models.memory world_models.mixtures "
     "world_models.units world_models.vector_layers "
     "evolution.starts evolution.horizon evolution.every evolution.generations "
@@ -65,6 +66,11 @@ def check(config: Config) -> None:
     if config.policy.min_std > config.policy.max_std:
         low, high = config.policy.min_std, config.policy.max_std
         raise UsageError(f"--policy.min-std {low} must not be above --policy.max-std {high}")
+    if 0 < config.policy.max_scale < 1:
+        raise UsageError(
+            f"--policy.max-scale {config.policy.max_scale:g}: advantages are divided by 1 at least: give 1 or "
+            "more, or 0 for no limit"
+        )
     if config.relearn and config.policy.kind != "actor-critic":
         raise UsageError("--relearn teaches a fresh actor-critic: leave it at 0 with another --policy.kind")
     if config.relearn and not config.eval_minutes:
