@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import gymnasium as gym
 import numpy as np
@@ -79,6 +80,18 @@ def test_an_agent_reads_the_same_from_raw_pictures(score: bool, tiles: bool, tim
     assert ours["distance"].sum() > 0
 
 
-def test_other_environments_are_refused_with_the_remedy() -> None:
+class Named(gym.ObservationWrapper):
+    """What is seen under another name than `image`."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.observation_space = gym.spaces.Dict({"eye": env.observation_space})
+
+    def observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+        return {"eye": observation}
+
+
+@pytest.mark.parametrize("change", [lambda env: env, Named])
+def test_other_environments_are_refused_with_the_remedy(change: Callable[[gym.Env], gym.Env]) -> None:
     with pytest.raises(UsageError, match=r"--env\.read-distance off"):
-        worldmodel.envs.wrap(gym.make("CartPole-v1"), CONFIG)
+        worldmodel.envs.wrap(change(gym.make("CartPole-v1")), CONFIG)

@@ -1,7 +1,7 @@
 """The distance driven in CarRacing, summed up from the speed bar in its picture: how far the lap is.
 
-No picture tells the place on the track. A critic that reads the score in its stead takes a missed tile for one that is
-still to come, so missing it costs nothing (docs/experiments.md). The distance grows whether tiles are touched or not.
+No picture tells the place on the track. The score stands for it only as long as no tile is missed; the distance grows
+whether tiles are touched or not (what became of it: docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -37,26 +37,24 @@ class ReadDistance(gym.Wrapper):
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        known = env.observation_space.spaces if isinstance(env.observation_space, Dict) else {}
-        if not known:
-            check_picture(env, "read-distance")
-            known = {"image": env.observation_space}
+        space = env.observation_space
+        known = space.spaces if isinstance(space, Dict) else {"image": space}
+        check_picture(known.get("image", space), "read-distance")
         self.observation_space = Dict({**known, "distance": Box(0, 1, (PLACES,), np.float32)})
         self._driven = 0.0
 
     def reset(self, **kwargs: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
         self._driven = 0.0
-        return self._told(observation), info
+        return self._told(observation, 0), info
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        picture = observation["image"] if isinstance(observation, dict) else observation
-        self._driven += driven(picture, info["frames"])
-        return self._told(observation), reward, terminated, truncated, info
+        return self._told(observation, info["frames"]), reward, terminated, truncated, info
 
-    def _told(self, observation: Any) -> dict[str, np.ndarray]:
+    def _told(self, observation: Any, frames: int) -> dict[str, np.ndarray]:
         known = observation if isinstance(observation, dict) else {"image": observation}
+        self._driven += driven(known["image"], frames)
         return {**known, "distance": distance_vector(self._driven)}
 
 

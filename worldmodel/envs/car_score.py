@@ -30,17 +30,17 @@ class ReadScore(gym.ObservationWrapper):
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        check_picture(env, "read-score")
+        check_picture(env.observation_space, "read-score")
         self.observation_space = Dict({"image": env.observation_space, "score": Box(0, 1, (PLACES,), np.float32)})
 
     def observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
         return {"image": observation, "score": score_vector(observation)}
 
 
-def check_picture(env: gym.Env, option: str) -> None:
-    """Raises UsageError, naming the option that looks at them, unless `env` shows CarRacing's pictures."""
-    if env.observation_space.shape != (SIDE, SIDE, 3):
-        raise UsageError(f"--env.{option} looks at CarRacing's {SIDE} x {SIDE} pictures, not {env.observation_space}: "
+def check_picture(space: gym.Space, option: str) -> None:
+    """Raises UsageError, naming the option that looks at them, unless `space` is that of CarRacing's pictures."""
+    if space.shape != (SIDE, SIDE, 3):
+        raise UsageError(f"--env.{option} looks at CarRacing's {SIDE} x {SIDE} pictures, not {space}: "
                          f"leave --env.{option} off")  # fmt: skip
 
 

@@ -30,7 +30,7 @@ class SeeTiles(gym.ObservationWrapper):
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        check_picture(env, "see-tiles")
+        check_picture(env.observation_space, "see-tiles")
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
         return brighten_tiles(observation)
