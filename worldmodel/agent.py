@@ -16,7 +16,6 @@ from torch.nn.functional import one_hot
 from worldmodel import storage
 from worldmodel.config import Config, from_file, to_dict
 from worldmodel.envs import Spaces, make, wrap
-from worldmodel.envs.car_distance import distance_vector, driven
 from worldmodel.envs.car_score import score_vector
 from worldmodel.envs.car_tiles import brighten_tiles
 from worldmodel.envs.starts import FILE as STARTS
@@ -57,7 +56,6 @@ class Agent:
         self.state = self.world.initial(batch)
         self.action = torch.zeros(batch, self.spaces.actions, device=self.device)
         self.acted = 0  # steps since the last reset, where `act` is not told the time
-        self.driven = 0.0  # the way since then, where it is read from raw pictures
 
     @torch.no_grad()
     def step(self, obs: dict[str, np.ndarray], is_first: np.ndarray, sample: bool = False) -> np.ndarray:
@@ -111,14 +109,9 @@ class Agent:
     def _canonical(self, obs: Any, is_first: bool) -> dict[str, np.ndarray]:
         env = self.config.env
         if not isinstance(obs, dict):
-            told, raw = {}, np.asarray(obs)
-            if env.read_score:
-                told["score"] = score_vector(raw)
-            if env.read_distance:
-                self.driven = 0.0 if is_first else self.driven + driven(raw, env.action_repeat)
-                told["distance"] = distance_vector(self.driven)
+            raw = np.asarray(obs)
             obs = brighten_tiles(raw) if env.see_tiles else raw
-            obs = {"image": obs, **told} if told else obs
+            obs = {"image": obs, "score": score_vector(raw)} if env.read_score else obs
         if not isinstance(obs, dict):
             names = [name for name in self.spaces.observations if name != "time" or not env.see_time]
             if len(names) != 1:

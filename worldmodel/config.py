@@ -27,9 +27,6 @@ class EnvConfig:
     """Images are resized (area average) to this many pixels per side; 0 keeps the environment's own size."""
     read_score: bool = False
     """CarRacing only: the score is read from its digits in the picture, which resizing blurs, and seen as a vector."""
-    read_distance: bool = False
-    """CarRacing only: the way driven since the start is summed up from the speed bar in the picture, and seen as a
-    vector: how far the lap is, whether tiles were missed or not."""
     see_tiles: bool = False
     """CarRacing only: tiles that were not visited yet, which its picture shows a shade lighter, are brightened."""
     see_time: bool = False

@@ -29,7 +29,7 @@ class Mirror:
     """The mirror image of what a wrapped CarRacing shows and is told.
 
     Args:
-        images: names of the observations that are pictures; the others, score, distance and time, have no sides.
+        images: names of the observations that are pictures; the others, score and time, have no sides.
     """
 
     images: frozenset[str]

@@ -10,7 +10,6 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict, Discrete
 
 from worldmodel.config import EnvConfig
-from worldmodel.envs.car_distance import ReadDistance
 from worldmodel.envs.car_score import ReadScore
 from worldmodel.envs.car_tiles import SeeTiles
 from worldmodel.envs.images import resize
@@ -38,9 +37,7 @@ def wrap(env: gym.Env, config: EnvConfig) -> gym.Env:
         raise UsageError(f"image_size must be positive, or 0 for the environment's own, got {config.image_size}")
     env = ActionRepeat(wrap_actions(env), config.action_repeat)
     env = SeeTiles(env) if config.see_tiles else env
-    env = ReadScore(env) if config.read_score else env
-    env = ReadDistance(env) if config.read_distance else env
-    env = Observations(env, config.image_size)
+    env = Observations(ReadScore(env) if config.read_score else env, config.image_size)
     return TimeAware(env) if config.see_time else env
 
 
