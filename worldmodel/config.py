@@ -74,6 +74,11 @@ class WorldConfig:
     """Weight of KL(stop-gradient posterior || prior), which trains the prior (DreamerV3)."""
     rep_scale: float = 0.1
     """Weight of KL(posterior || stop-gradient prior), which regularises the posterior (DreamerV3)."""
+    cont_scale: float = 1.0
+    """Weight of the cross entropy of ends (DreamerV3: 1): where an end comes once in hundreds of steps, a world of few
+    updates learns it late, and values go on beyond it."""
+    vector_scale: float = 1.0
+    """Weight of the squared error of vector observations beside that of pictures (DreamerV3: 1)."""
     decode_share: float = 0.5
     """Share of the time steps whose observation is reconstructed each update (unbiased; ours, halves the cost)."""
 

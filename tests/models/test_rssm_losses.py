@@ -73,9 +73,10 @@ def test_reconstruction_is_the_sum_of_squares_without_a_half() -> None:
     assert reconstruction_loss(predicted, vector).tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_loss_is_the_sum_of_its_terms(noiseless: None) -> None:
-    """Every term once more, from the states, with the scales and targets of the paper."""
-    made = world("both", dyn_scale=1.0, rep_scale=0.1, free_nats=0.05)
+@pytest.mark.parametrize(("ends", "vectors"), [(1.0, 1.0), (20.0, 10.0)])
+def test_loss_is_the_sum_of_its_terms(ends: float, vectors: float, noiseless: None) -> None:
+    """Every term once more, from the states, with the scales and targets of the paper, and with others."""
+    made = world("both", dyn_scale=1.0, rep_scale=0.1, free_nats=0.05, cont_scale=ends, vector_scale=vectors)
     whole = batch(made, "both", steps=4, width=3)
     loss, metrics, states = made.loss(whole)
     _, posterior = made._filter(whole)
@@ -86,9 +87,9 @@ def test_loss_is_the_sum_of_its_terms(noiseless: None) -> None:
     goes_on = 1 - whole.is_terminal.float()
     expected = {
         "loss/reward": TwoHot(made.reward(states)).loss(whole.reward).mean(),
-        "loss/cont": -(goes_on * chance.log() + (1 - goes_on) * (1 - chance).log()).mean(),
+        "loss/cont": -ends * (goes_on * chance.log() + (1 - goes_on) * (1 - chance).log()).mean(),
         "loss/rec_image": reconstruction_loss(pictures["image"], whole.obs["image"].flatten(0, 1)).mean(),
-        "loss/rec_vector": reconstruction_loss(pictures["vector"], whole.obs["vector"].flatten(0, 1)).mean(),
+        "loss/rec_vector": vectors * reconstruction_loss(pictures["vector"], whole.obs["vector"].flatten(0, 1)).mean(),
         "loss/dyn": kl.clamp(min=0.05).mean(),
         "loss/rep": 0.1 * kl.clamp(min=0.05).mean(),
     }

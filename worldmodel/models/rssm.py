@@ -111,10 +111,11 @@ class RSSM(WorldModel):
             chosen = torch.randperm(steps)[: max(1, round(c.decode_share * steps))].sort().values
             pictures = self.decoder(states[chosen].flatten(0, 1))
         cont = F.binary_cross_entropy_with_logits(cont, 1 - batch.is_terminal.float(), reduction="none")
-        terms = {"reward": reward, "cont": cont}
+        terms = {"reward": reward, "cont": c.cont_scale * cont}
         for name, prediction in pictures.items():
             truth = batch.obs[name][chosen].flatten(0, 1)
-            terms[f"rec_{name}"] = reconstruction_loss(prediction, truth).reshape(len(chosen), width)
+            error = reconstruction_loss(prediction, truth).reshape(len(chosen), width)
+            terms[f"rec_{name}"] = error if name in self.decoder.images else c.vector_scale * error
         dyn, rep, raw = kl_losses(posterior, prior, c.free_nats)
         terms |= {"dyn": c.dyn_scale * dyn, "rep": c.rep_scale * rep}
         loss = torch.stack([term.mean() for term in terms.values()]).sum()
