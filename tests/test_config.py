@@ -79,7 +79,7 @@ def test_published_sizes_follow_their_rule(name: str, deter: int, hidden: int, c
     assert (w.deter, w.hidden, w.units, w.classes, w.depth) == (deter, hidden, hidden, classes, classes)
     assert (w.stoch, w.blocks, w.vision, w.norm, w.decode_share) == (32, 8, "paper", "rms", 1.0)
     assert (w.head_layers, w.vector_layers, w.bins, w.unimix, w.free_nats) == (1, 3, 255, 0.01, 1.0)
-    assert (w.dyn_scale, w.rep_scale, w.cont_scale, w.vector_scale) == (1.0, 0.1, 1.0, 1.0)
+    assert (w.dyn_scale, w.rep_scale) == (1.0, 0.1) and w.reward_scale == w.cont_scale == w.vector_scale == 1.0
     p = c.policy
     assert (p.units, p.layers, p.horizon, p.starts, p.lam, p.entropy) == (hidden, 3, 15, 0, 0.95, 3e-4)
     assert p.discount == 1 - 1 / 333 and (p.slow_rate, p.slow_scale, p.scale_rate) == (0.02, 1.0, 0.01)

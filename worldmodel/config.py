@@ -74,6 +74,9 @@ class WorldConfig:
     """Weight of KL(stop-gradient posterior || prior), which trains the prior (DreamerV3)."""
     rep_scale: float = 0.1
     """Weight of KL(posterior || stop-gradient prior), which regularises the posterior (DreamerV3)."""
+    reward_scale: float = 1.0
+    """Weight of the cross entropy of rewards (DreamerV3: 1): beside the error of a whole picture a world hardly cares
+    for the little of it that pays (HarmonyDream: Ma et al. 2024, arXiv 2310.00344)."""
     cont_scale: float = 1.0
     """Weight of the cross entropy of ends (DreamerV3: 1): where an end comes once in hundreds of steps, a world of few
     updates learns it late, and values go on beyond it."""

@@ -73,10 +73,11 @@ def test_reconstruction_is_the_sum_of_squares_without_a_half() -> None:
     assert reconstruction_loss(predicted, vector).tolist() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("ends", "vectors"), [(1.0, 1.0), (20.0, 10.0)])
-def test_loss_is_the_sum_of_its_terms(ends: float, vectors: float, noiseless: None) -> None:
+@pytest.mark.parametrize(("rewards", "ends", "vectors"), [(1.0, 1.0, 1.0), (5.0, 20.0, 10.0)])
+def test_loss_is_the_sum_of_its_terms(rewards: float, ends: float, vectors: float, noiseless: None) -> None:
     """Every term once more, from the states, with the scales and targets of the paper, and with others."""
-    made = world("both", dyn_scale=1.0, rep_scale=0.1, free_nats=0.05, cont_scale=ends, vector_scale=vectors)
+    scales = {"dyn_scale": 1.0, "rep_scale": 0.1, "reward_scale": rewards, "cont_scale": ends, "vector_scale": vectors}
+    made = world("both", free_nats=0.05, **scales)
     whole = batch(made, "both", steps=4, width=3)
     loss, metrics, states = made.loss(whole)
     _, posterior = made._filter(whole)
@@ -86,7 +87,7 @@ def test_loss_is_the_sum_of_its_terms(ends: float, vectors: float, noiseless: No
     chance = torch.sigmoid(made.cont(states).squeeze(-1)).clamp(1e-7, 1 - 1e-7)
     goes_on = 1 - whole.is_terminal.float()
     expected = {
-        "loss/reward": TwoHot(made.reward(states)).loss(whole.reward).mean(),
+        "loss/reward": rewards * TwoHot(made.reward(states)).loss(whole.reward).mean(),
         "loss/cont": -ends * (goes_on * chance.log() + (1 - goes_on) * (1 - chance).log()).mean(),
         "loss/rec_image": reconstruction_loss(pictures["image"], whole.obs["image"].flatten(0, 1)).mean(),
         "loss/rec_vector": vectors * reconstruction_loss(pictures["vector"], whole.obs["vector"].flatten(0, 1)).mean(),

@@ -111,7 +111,7 @@ class RSSM(WorldModel):
             chosen = torch.randperm(steps)[: max(1, round(c.decode_share * steps))].sort().values
             pictures = self.decoder(states[chosen].flatten(0, 1))
         cont = F.binary_cross_entropy_with_logits(cont, 1 - batch.is_terminal.float(), reduction="none")
-        terms = {"reward": reward, "cont": c.cont_scale * cont}
+        terms = {"reward": c.reward_scale * reward, "cont": c.cont_scale * cont}
         for name, prediction in pictures.items():
             truth = batch.obs[name][chosen].flatten(0, 1)
             error = reconstruction_loss(prediction, truth).reshape(len(chosen), width)
