@@ -63,7 +63,14 @@ def test_what_cannot_work_is_refused_at_once(tmp_path: Path, name: str, value: A
     with pytest.raises(UsageError, match=message):
         with opened(set_field(tiny(), name, value), tmp_path / "run"):
             pass
-    assert not (tmp_path / "run" / "lock.json").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_was_there_stays_when_a_run_in_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--device gpu"):
+        with opened(set_field(tiny(), "device", "gpu"), tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_entropy_bonus_cannot_move_away_from_nothing() -> None:

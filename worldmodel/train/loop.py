@@ -13,6 +13,7 @@ RUN/videos/                      decoded dreams
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -59,12 +60,16 @@ class Run:
         self.out, self.progress = Path(out), progress
         self.config = _settle(config, self.out)
         check(self.config)
+        new = not self.out.exists()
         self.lock = storage.Lock(self.out)
         self.lock.__enter__()
         try:
             self._build()
         except BaseException:
             self.close()
+            if new:
+                with contextlib.suppress(OSError):  # there may be something in it by now
+                    self.out.rmdir()
             raise
 
     def _build(self) -> None:
