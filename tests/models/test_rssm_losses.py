@@ -10,7 +10,8 @@ from tiny import ACTIONS, SEEN, WORLD, action, batch, expect_equal, observation,
 from torch import Tensor, nn
 
 from worldmodel.distributions import TwoHot, unimix
-from worldmodel.models.rssm import RSSM, kl_losses, reconstruction_loss
+from worldmodel.models.observations import _ImageError, reconstruction_loss
+from worldmodel.models.rssm import RSSM, kl_losses
 
 
 def pairs(spread: float, count: int = 3) -> tuple[Tensor, Tensor]:
@@ -71,6 +72,22 @@ def test_reconstruction_is_the_sum_of_squares_without_a_half() -> None:
     expected = [sum((p - math.copysign(math.log1p(abs(v)), v)) ** 2 for p, v in zip(pp, vv, strict=True))
                 for pp, vv in zip(predicted.tolist(), vector.tolist(), strict=True)]  # fmt: skip
     assert reconstruction_loss(predicted, vector).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_error_of_images_and_its_gradient_are_those_of_the_formula_in_parts_and_at_once(monkeypatch) -> None:
+    prediction, image = torch.randn(37, 8, 8, 3), torch.randint(0, 256, (37, 8, 8, 3), dtype=torch.uint8)
+    weight = torch.rand(37)
+    for chunk in (1, 5 * 8 * 8 * 3, 1 << 16):
+        monkeypatch.setattr(_ImageError, "CHUNK", chunk)
+        for dtype in (torch.float32, torch.bfloat16):
+            ours, plain = (prediction.detach().clone().to(dtype).requires_grad_() for _ in range(2))
+            actual = reconstruction_loss(ours, image)
+            expected = (torch.sigmoid(plain.float()) - image.float() / 255).square().flatten(1).sum(-1)
+            assert torch.allclose(actual, expected, rtol=1e-6)
+            (actual * weight).sum().backward()
+            (expected * weight).sum().backward()
+            assert torch.allclose(ours.grad, plain.grad, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-6)
+            assert ours.grad.dtype == dtype
 
 
 @pytest.mark.parametrize(("rewards", "ends", "vectors"), [(1.0, 1.0, 1.0), (5.0, 20.0, 10.0)])

@@ -22,6 +22,7 @@ from worldmodel.errors import NumericalError
 from worldmodel.models.base import Batch
 from worldmodel.optim import Average, LaProp, decayed
 from worldmodel.policies.base import Policy
+from worldmodel.train.allocator import keep_memory
 
 Timed = Callable[[str], AbstractContextManager[Any]]
 
@@ -35,6 +36,7 @@ class Learner:
     """
 
     def __init__(self, config: Config, spaces: Spaces, device: str, clock: Timed):
+        keep_memory()
         self.config, self.clock = config, clock
         precision = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         self.agent = build(config, spaces, precision).to(device)
