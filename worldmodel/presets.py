@@ -32,15 +32,9 @@ def size(deter: int, **overrides: Any) -> Config:
 PRESETS: dict[str, Config] = {
     "carracing": Config(
         env=EnvConfig(read_score=True, see_time=True),
-        world=WorldConfig(vector_layers=1, decode_share=0.25),
+        world=WorldConfig(vector_layers=1),
         policy=PolicyConfig(
-            starts=128,
-            final_discount=0.997,
-            final_entropy=1e-4,
-            mean_penalty=1e-3,
-            max_scale=100.0,
-            replay_value=1.0,
-            beliefs=4,
+            final_discount=0.997, final_entropy=1e-4, mean_penalty=1e-3, max_scale=100.0, replay_value=1.0, beliefs=4
         ),
         optim=OptimConfig(world_lr=1.2e-3, policy_lr=3e-4, decay=0.3, world_decay=0.75),
         replay=ReplayConfig(mirror=True, recent=0.5),
@@ -98,7 +92,7 @@ PRESETS["world-models"] = replace(
     relearn_times=3,
     relearn_members=3,
     finalists=1,
-    policy=replace(PRESETS["carracing"].policy, starts=256, final_discount=0.998, mean_penalty=0.0, max_scale=0.0),
+    policy=replace(PRESETS["carracing"].policy, final_discount=0.998, mean_penalty=0.0, max_scale=0.0),
     optim=OptimConfig(policy_lr=3e-4, decay=0.3),
     world=WorldConfig(kind="vae-mdn-rnn"),
     world_models=WorldModelsConfig(kl_scale=0.1, mixture_layers=1, mixture_scale=8.0),
