@@ -40,7 +40,7 @@ PRESETS: dict[str, Config] = {
         replay=ReplayConfig(mirror=True, recent=0.5),
         minutes=0.0,
         frames=100_000,
-        updates=5500,
+        updates=6000,
         train_every=3.2,
         greedy_from=0.5,
         finalists=3,
