@@ -66,8 +66,8 @@ class _ImageError(torch.autograd.Function):
     def forward(ctx: Any, prediction: Tensor, truth: Tensor) -> Tensor:
         total = torch.empty(len(prediction), device=prediction.device)
         slope = torch.empty_like(prediction, memory_format=torch.contiguous_format)
-        together = max(1, _ImageError.CHUNK // max(1, prediction[0].numel())) if prediction.is_cpu else len(prediction)
-        parts = (x.split(together) for x in (prediction, truth, total, slope))
+        images = max(1, _ImageError.CHUNK // prediction.shape[1:].numel()) if prediction.is_cpu else len(prediction)
+        parts = (x.split(images) for x in (prediction, truth, total, slope))
         for logits, seen, error, gradient in zip(*parts, strict=True):
             p = torch.sigmoid(logits.float())
             e = p - seen.float() / 255
