@@ -209,6 +209,12 @@ def test_device_and_precision() -> None:
 
 
 def test_precision_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for tiles, precision in ((True, "bfloat16"), (False, "float32")):
+    for tiles, products, precision in (
+        (True, True, "bfloat16"),
+        (True, False, "bfloat16"),
+        (False, True, "bfloat16"),
+        (False, False, "float32"),
+    ):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda products=products: products)
         assert fast_precision("cpu") == precision
