@@ -322,7 +322,7 @@ class Config:
     save_minutes: float = 3.0
     """Minutes between checkpoints, the most that a crash can cost."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Matrix multiplications in bfloat16 where the CPU has AMX tiles or AVX512_BF16, or on CUDA; resolved when the run begins."""
+    """Matrix multiplications in bfloat16 on CUDA and on CPUs with AMX tiles or AVX512_BF16; resolved as the run begins."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1` ...; `auto` takes CUDA when there is one."""
 
