@@ -16,8 +16,7 @@ from torch.nn.functional import one_hot
 from worldmodel import storage
 from worldmodel.config import Config, from_file, to_dict
 from worldmodel.envs import Spaces, make, wrap
-from worldmodel.envs.car_score import score_vector
-from worldmodel.envs.car_tiles import brighten_tiles
+from worldmodel.envs.car_reading import Reader
 from worldmodel.envs.starts import FILE as STARTS
 from worldmodel.envs.starts import Starts
 from worldmodel.envs.thermometer import thermometer
@@ -55,6 +54,7 @@ class Agent:
         """Forgets everything seen: `batch` environments in parallel are about to begin."""
         self.state = self.world.initial(batch)
         self.action = torch.zeros(batch, self.spaces.actions, device=self.device)
+        self.reader = Reader(self.config.env)  # of raw pictures
         self.acted = 0  # steps since the last reset, where `act` is not told the time
 
     @torch.no_grad()
@@ -109,9 +109,7 @@ class Agent:
     def _canonical(self, obs: Any, is_first: bool) -> dict[str, np.ndarray]:
         env = self.config.env
         if not isinstance(obs, dict):
-            raw = np.asarray(obs)
-            obs = brighten_tiles(raw) if env.see_tiles else raw
-            obs = {"image": obs, "score": score_vector(raw)} if env.read_score else obs
+            obs = self.reader.read(np.asarray(obs), None if is_first else env.action_repeat)
         if not isinstance(obs, dict):
             names = [name for name in self.spaces.observations if name != "time" or not env.see_time]
             if len(names) != 1:

@@ -29,6 +29,9 @@ class EnvConfig:
     """CarRacing only: the score is read from its digits in the picture, which resizing blurs, and seen as a vector."""
     see_tiles: bool = False
     """CarRacing only: tiles that were not visited yet, which its picture shows a shade lighter, are brightened."""
+    see_misses: bool = False
+    """CarRacing only: the tiles left behind untouched, which its picture shows behind the car, are counted along the
+    episode, and their number is seen as a vector."""
     see_time: bool = False
     """The used share of the time limit is seen as a vector, and reaching it is an end like any other."""
 
@@ -322,7 +325,7 @@ class Config:
     save_minutes: float = 3.0
     """Minutes between checkpoints, the most that a crash can cost."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Matrix multiplications in bfloat16 on CUDA and on CPUs with AMX tiles or AVX512_BF16; resolved as the run begins."""
+    """Matrix products in bfloat16 on CUDA and on CPUs with AMX tiles or AVX512_BF16; resolved as the run begins."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1` ...; `auto` takes CUDA when there is one."""
 

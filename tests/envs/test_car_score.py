@@ -14,7 +14,7 @@ import worldmodel.envs
 from worldmodel.agent import build
 from worldmodel.config import EnvConfig
 from worldmodel.envs import Spaces, make
-from worldmodel.envs.car_score import HIGHEST, LOWEST, ReadScore, read_score
+from worldmodel.envs.car_score import HIGHEST, LOWEST, read_score
 from worldmodel.envs.thermometer import thermometer
 from worldmodel.errors import UsageError
 from worldmodel.presets import preset
@@ -101,6 +101,6 @@ class Square(gym.Env):
 
 def test_other_environments_are_refused_with_the_remedy() -> None:
     with pytest.raises(UsageError, match=r"--env\.read-score off"):
-        ReadScore(Square())
+        worldmodel.envs.wrap(Square(), CONFIG)
     with pytest.raises(UsageError, match=r"--env\.read-score off"):
         worldmodel.envs.wrap(gym.make("CartPole-v1"), CONFIG)

@@ -8,40 +8,14 @@ from __future__ import annotations
 
 import functools
 
-import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict
 
-from worldmodel.envs.thermometer import PLACES, thermometer
-from worldmodel.errors import UsageError
+from worldmodel.envs.thermometer import thermometer
 
 SIDE = 96
 ROWS, COLUMNS = slice(84, 96), slice(0, 11)  # of the picture, where the score is; the bars begin right of it
 LOWEST, HIGHEST = -400, 1000
 """Scores that are known: 1000 is the most there is; leaving the field costs 100, a thousand frames another 100."""
-
-
-class ReadScore(gym.ObservationWrapper):
-    """Observations {"image": the picture (96, 96, 3) uint8, "score": (20,) float32} of CarRacing.
-
-    The score is written as a thermometer, one place for every 50 points. Raises UsageError for an environment without
-    that picture.
-    """
-
-    def __init__(self, env: gym.Env) -> None:
-        super().__init__(env)
-        check_picture(env.observation_space, "read-score")
-        self.observation_space = Dict({"image": env.observation_space, "score": Box(0, 1, (PLACES,), np.float32)})
-
-    def observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
-        return {"image": observation, "score": score_vector(observation)}
-
-
-def check_picture(space: gym.Space, option: str) -> None:
-    """Raises UsageError, naming the option that looks at them, unless `space` is that of CarRacing's pictures."""
-    if space.shape != (SIDE, SIDE, 3):
-        raise UsageError(f"--env.{option} looks at CarRacing's {SIDE} x {SIDE} pictures, not {space}: "
-                         f"leave --env.{option} off")  # fmt: skip
 
 
 def score_vector(picture: np.ndarray) -> np.ndarray:

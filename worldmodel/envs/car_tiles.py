@@ -9,10 +9,9 @@ The third tile, which looks like a visited one, is recognised by its neighbours:
 
 from __future__ import annotations
 
-import gymnasium as gym
 import numpy as np
 
-from worldmodel.envs.car_score import ROWS, check_picture
+from worldmodel.envs.car_score import ROWS
 
 ROAD, LIGHTER, LIGHTEST = 100, 101, 106
 """Levels in the picture: of visited road, and of the unvisited tiles that are lighter."""
@@ -22,31 +21,27 @@ GAP = 4
 """Half of the widest gap that is closed, in pixels: a tile is 5 to 6 pixels long, in a bend up to 8."""
 
 
-class SeeTiles(gym.ObservationWrapper):
-    """The picture (96, 96, 3) uint8 of CarRacing with its unvisited tiles brightened, see `brighten_tiles`.
-
-    Raises UsageError for an environment without that picture.
-    """
-
-    def __init__(self, env: gym.Env) -> None:
-        super().__init__(env)
-        check_picture(env.observation_space, "see-tiles")
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        return brighten_tiles(observation)
-
-
 def brighten_tiles(picture: np.ndarray) -> np.ndarray:
     """A copy of `picture` (96, 96, 3) uint8 in which visited road is dark and unvisited road is bright. A function of
     this one picture; nothing is added to it."""
     out = picture.copy()
     view = out[: ROWS.start]
-    red, green, blue = view[..., 0], view[..., 1], view[..., 2]
-    road = (red == green) & (green == blue) & (red >= ROAD) & (red <= LIGHTEST)
-    unvisited = ~_spread(~_spread(road & (red >= LIGHTER)))  # closed: first wider, then narrower again
+    road, unvisited = _road(view), unvisited_road(view)
     view[road] = DARK
-    view[road & unvisited] = BRIGHT
+    view[unvisited] = BRIGHT
     return out
+
+
+def unvisited_road(view: np.ndarray) -> np.ndarray:
+    """Where `view` (H, W, 3) uint8, a part of the picture above its panel, shows road that no wheel has touched, (H, W)
+    bool. Within 2 `GAP` pixels of an edge of `view` it depends on what lies beyond."""
+    lighter = _road(view) & (view[..., 0] >= LIGHTER)
+    return _road(view) & ~_spread(~_spread(lighter))  # closed: first wider, then narrower again
+
+
+def _road(view: np.ndarray) -> np.ndarray:
+    red, green, blue = view[..., 0], view[..., 1], view[..., 2]
+    return (red == green) & (green == blue) & (red >= ROAD) & (red <= LIGHTEST)
 
 
 def _spread(mask: np.ndarray) -> np.ndarray:

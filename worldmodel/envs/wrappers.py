@@ -10,8 +10,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict, Discrete
 
 from worldmodel.config import EnvConfig
-from worldmodel.envs.car_score import ReadScore
-from worldmodel.envs.car_tiles import SeeTiles
+from worldmodel.envs.car_reading import ReadPicture
 from worldmodel.envs.images import resize
 from worldmodel.envs.thermometer import PLACES, thermometer
 from worldmodel.errors import UsageError
@@ -36,8 +35,8 @@ def wrap(env: gym.Env, config: EnvConfig) -> gym.Env:
     if config.image_size < 0:
         raise UsageError(f"image_size must be positive, or 0 for the environment's own, got {config.image_size}")
     env = ActionRepeat(wrap_actions(env), config.action_repeat)
-    env = SeeTiles(env) if config.see_tiles else env
-    env = Observations(ReadScore(env) if config.read_score else env, config.image_size)
+    reads = config.read_score or config.see_tiles or config.see_misses
+    env = Observations(ReadPicture(env, config) if reads else env, config.image_size)
     return TimeAware(env) if config.see_time else env
 
 
