@@ -10,12 +10,11 @@ from gymnasium.spaces import Box, Dict
 
 from worldmodel.config import EnvConfig
 from worldmodel.envs.car_misses import Misses, misses_vector
-from worldmodel.envs.car_score import score_vector
+from worldmodel.envs.car_score import SIDE, score_vector
 from worldmodel.envs.car_tiles import brighten_tiles
 from worldmodel.envs.thermometer import PLACES
 from worldmodel.errors import UsageError
 
-SIDE = 96
 OPTIONS = ("read_score", "see_tiles", "see_misses")
 
 
@@ -24,8 +23,8 @@ class Reader:
 
     def __init__(self, config: EnvConfig) -> None:
         self.options = tuple(name for name in OPTIONS if getattr(config, name))
-        self.vectors = [name for name, option in (("score", "read_score"), ("missed", "see_misses"))
-                        if option in self.options]  # fmt: skip
+        vectors = {"read_score": "score", "see_misses": "missed"}
+        self.vectors = [vectors[name] for name in self.options if name in vectors]
         self.misses = Misses()
 
     def read(self, picture: np.ndarray, frames: int | None) -> np.ndarray | dict[str, np.ndarray]:
@@ -46,20 +45,20 @@ class Reader:
 
 
 class ReadPicture(gym.Wrapper):
-    """Observations as `Reader` gives them. Outside `ActionRepeat`, whose frames it counts.
+    """Observations as `reader` gives them. Outside `ActionRepeat`, whose frames it counts.
 
     Raises UsageError, naming the option that looks at them, for an environment without CarRacing's pictures.
     """
 
-    def __init__(self, env: gym.Env, config: EnvConfig) -> None:
+    def __init__(self, env: gym.Env, reader: Reader) -> None:
         super().__init__(env)
-        self._reader = Reader(config)
+        self._reader = reader
         space = env.observation_space
         if space.shape != (SIDE, SIDE, 3):
-            option = f"--env.{self._reader.options[0].replace('_', '-')}"
+            option = f"--env.{reader.options[0].replace('_', '-')}"
             raise UsageError(f"{option} looks at CarRacing's {SIDE} x {SIDE} pictures, not {space}: leave {option} off")
-        if self._reader.vectors:
-            vectors = {name: Box(0, 1, (PLACES,), np.float32) for name in self._reader.vectors}
+        if reader.vectors:
+            vectors = {name: Box(0, 1, (PLACES,), np.float32) for name in reader.vectors}
             self.observation_space = Dict({"image": space, **vectors})
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:

@@ -10,7 +10,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict, Discrete
 
 from worldmodel.config import EnvConfig
-from worldmodel.envs.car_reading import ReadPicture
+from worldmodel.envs.car_reading import Reader, ReadPicture
 from worldmodel.envs.images import resize
 from worldmodel.envs.thermometer import PLACES, thermometer
 from worldmodel.errors import UsageError
@@ -35,8 +35,8 @@ def wrap(env: gym.Env, config: EnvConfig) -> gym.Env:
     if config.image_size < 0:
         raise UsageError(f"image_size must be positive, or 0 for the environment's own, got {config.image_size}")
     env = ActionRepeat(wrap_actions(env), config.action_repeat)
-    reads = config.read_score or config.see_tiles or config.see_misses
-    env = Observations(ReadPicture(env, config) if reads else env, config.image_size)
+    reader = Reader(config)
+    env = Observations(ReadPicture(env, reader) if reader.options else env, config.image_size)
     return TimeAware(env) if config.see_time else env
 
 
