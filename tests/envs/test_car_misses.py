@@ -13,7 +13,8 @@ import worldmodel.envs
 from worldmodel.agent import build
 from worldmodel.config import EnvConfig
 from worldmodel.envs import Spaces, make
-from worldmodel.envs.car_misses import Misses, read_speed
+from worldmodel.envs.car_misses import COLUMNS, MARGIN, ROWS, Misses, read_speed
+from worldmodel.envs.car_tiles import unvisited_road
 from worldmodel.envs.pursuit import pursuit
 from worldmodel.errors import UsageError
 from worldmodel.presets import preset
@@ -75,6 +76,15 @@ def test_who_stands_still_misses_nothing_and_a_new_episode_begins_with_none() ->
         for _ in range(40):  # across the grass
             obs, *_ = env.step(np.array([0.3, 0.5], np.float32))
         assert obs["missed"].sum() > 1
+
+
+def test_a_strip_of_the_picture_tells_what_the_whole_would() -> None:
+    rng = np.random.default_rng(0)
+    picture = np.where(rng.random((96, 96, 1)) < 0.03, 105, 100).astype(np.uint8).repeat(3, 2)
+    whole = unvisited_road(picture[: ROWS.stop])[ROWS, COLUMNS]
+    strip = unvisited_road(picture[ROWS.start - MARGIN : ROWS.stop])[MARGIN:, COLUMNS]
+    short = unvisited_road(picture[ROWS])[:, COLUMNS]
+    assert np.array_equal(strip, whole) and not np.array_equal(short, whole)
 
 
 def test_left_and_right_count_alike() -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldmodel.envs.car_tiles import unvisited_road
+from worldmodel.envs.car_tiles import GAP, unvisited_road
 from worldmodel.envs.thermometer import PLACES, thermometer
 
 ROWS, COLUMNS = slice(78, 84), slice(20, 76)
 """Where the picture shows what lies behind the rear wheels (row 77): nearly two tiles long, and as wide as a car that
 cuts a bend may leave them, but not as wide as the other side of a hairpin."""
-MARGIN = 8
-"""Rows above, on which what is told of a row depends: twice `car_tiles.GAP`."""
+MARGIN = 2 * GAP
+"""Rows above, on which what is told of a row depends."""
 PIXELS = 3
 """Unvisited in a row of the picture, from which it counts."""
 TILE = 3.45

@@ -35,8 +35,8 @@ def brighten_tiles(picture: np.ndarray) -> np.ndarray:
 def unvisited_road(view: np.ndarray) -> np.ndarray:
     """Where `view` (H, W, 3) uint8, a part of the picture above its panel, shows road that no wheel has touched, (H, W)
     bool. Within 2 `GAP` pixels of an edge of `view` it depends on what lies beyond."""
-    lighter = _road(view) & (view[..., 0] >= LIGHTER)
-    return _road(view) & ~_spread(~_spread(lighter))  # closed: first wider, then narrower again
+    road = _road(view)
+    return road & ~_spread(~_spread(road & (view[..., 0] >= LIGHTER)))  # closed: first wider, then narrower again
 
 
 def _road(view: np.ndarray) -> np.ndarray:
