@@ -54,6 +54,52 @@ def expect_steps(batch, index: np.ndarray, oldest: int) -> None:
     assert torch.equal(batch.before[:, 0], torch.from_numpy(np.where(known, before + 0.5, 0)).float())
 
 
+def slow_after(made: Replay, last: int, most: int, known: set[int]) -> tuple[list[float], int, int, bool]:
+    """Rewards, their number, the step reached, whether it is terminal: one step after the other."""
+    rewards, at = [], last
+    while len(rewards) < most and at + 1 < made.total and (at + 1) % EPISODE:
+        at += 1
+        rewards.append(float(at))
+    terminal = at % EPISODE == EPISODE - 1
+    recent = last >= made.total - len(made) / 4
+    return (rewards, len(rewards), at, terminal) if recent and (terminal or at in known) else ([], 0, at, terminal)
+
+
+@pytest.mark.parametrize("most", [1, 3, 20])
+@pytest.mark.parametrize("count", [9, 30, 47, 100])
+def test_what_came_after_a_recent_sequence_is_told_up_to_the_end_of_its_episode(count: int, most: int) -> None:
+    made = Replay(SPACES, STATE, 30.5 * STEP_BYTES / 1e9, 4, 0, 0, after=most)
+    known = set()
+    for i in range(count):
+        told = step(i)
+        if i % 5 == 4:
+            told["state"] = None
+        else:
+            known.add(i)
+        made.add(**told)
+    starts = np.arange(made.total - len(made), made.total - 3)
+    batch, index = made.gather(starts)
+    for b, last in enumerate(index[-1]):
+        rewards, steps, at, terminal = slow_after(made, last, most, known)
+        assert batch.after.rewards[:, b].tolist() == rewards + [0.0] * (most - steps)
+        assert (batch.after.steps[b], batch.after.is_terminal[b]) == (steps, terminal)
+        assert batch.after.state[b].tolist() == [at if at in known else 0] * STATE
+    assert len(set(batch.after.steps.tolist())) > 1
+
+
+def test_after_a_mirrored_sequence_comes_the_mirrored_life() -> None:
+    made, starts = mirrored(after=2), np.array([18, ~18])
+    assert made.gather(starts)[0].after.steps.tolist() == [2, 0]  # nobody knows yet what the mirrored 23 leads to
+    made.write_back(np.array([[~23]]), torch.full((1, 1, STATE), 66.0))
+    after = made.gather(starts)[0].after
+    assert after.rewards.tolist() == [[22.0, 22.0], [23.0, 23.0]]
+    assert after.state[:, 0].tolist() == [23.0, 66.0]
+
+
+def test_nothing_is_told_of_what_came_after_unless_asked() -> None:
+    assert fill(replay(), 12).sample(2)[0].after is None
+
+
 # -- what is drawn ----------------------------------------------------------------------------------------------------
 
 
@@ -349,10 +395,10 @@ def test_discrete_actions_are_stored_as_one_hot() -> None:
 # -- in the mirror ----------------------------------------------------------------------------------------------------
 
 
-def mirrored(capacity: int = 30, length: int = 4, online: int = 0) -> Replay:
+def mirrored(capacity: int = 30, length: int = 4, online: int = 0, after: int = 0) -> Replay:
     """Steers with the first of two actions; the picture is brighter from left to right."""
     spaces = Spaces({"image": (4, 4, 1), "vector": (2,)}, False, 2)
-    made = Replay(spaces, STATE, (capacity + 0.5) * 58 / 1e9, length, online, 0, Mirror.of(spaces))
+    made = Replay(spaces, STATE, (capacity + 0.5) * 58 / 1e9, length, online, 0, Mirror.of(spaces), after=after)
     assert made.capacity == capacity
     for i in range(25):
         values = step(i) | {"action": np.array([i / 100, 0.5], np.float32)}

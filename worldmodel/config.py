@@ -273,6 +273,10 @@ class ReplayConfig:
     recent: float = 0.0
     """Share of the other sequences drawn from the newest quarter of what is remembered, which shows what the policy
     does now; the rest from all of it (CarRacing: docs/experiments.md)."""
+    after: int = 0
+    """Steps after a sequence of the newest quarter, up to the end of its episode, whose rewards count in the returns of
+    `policy.replay_value` before the critic is asked: with as many as an episode has, it is taught what really came
+    (ours); 0: it is asked where the sequence ends (DreamerV3)."""
     mirror: bool = False
     """CarRacing only: half of all but the reserved sequences are replayed mirrored, left for right, so that the same
     frames teach twice as much (ours)."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from worldmodel.envs.mirror import Mirror
 from worldmodel.envs.spaces import Spaces
 from worldmodel.errors import UsageError
-from worldmodel.models.base import Batch
+from worldmodel.models.base import After, Batch
 
 NEWEST = 1 / 4
 """The share of what is remembered that counts as recent."""
@@ -36,16 +36,18 @@ class Replay:
         recent: share of the other sequences that begin in the newest quarter of what is remembered. Drawn uniformly,
             the first steps of a run that lives on are replayed many times, the newest, which show what the policy does
             now, hardly at all (Robine et al. 2023, arXiv 2303.07109; Wang and Ross 2019, arXiv 1906.04009).
+        after: steps K after a sequence, in its last step's episode, whose rewards are told with it; 0: none.
 
     Raises UsageError when the cap holds fewer than two sequences.
     """
 
     def __init__(
         self, spaces: Spaces, state_size: int, gigabytes: float, length: int, online: int, seed: int,
-        mirror: Mirror | None = None, recent: float = 0.0,
+        mirror: Mirror | None = None, recent: float = 0.0, after: int = 0,
     ):  # fmt: skip
         self.spaces, self.state_size, self.length, self.online = spaces, state_size, length, online
         self.mirror, self.lives, self.recent = mirror, 2 if mirror else 1, recent
+        self.after = after
         layout: dict[str, tuple[tuple[int, ...], Any]] = {
             f"obs.{name}": (shape, np.uint8 if len(shape) == 3 else np.float32)
             for name, shape in spaces.observations.items()
@@ -136,7 +138,23 @@ class Replay:
             is_terminal=sent(columns["is_terminal"]),
             state=sent(state),
             before=sent(before),
+            after=After(*map(sent, self._after(index[-1], life))) if self.after else None,
         ), np.where(life, ~index, index)
+
+    def _after(self, last: np.ndarray, life: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The fields of `After` for sequences that end at the global indices `last` (B,). None are told of what came
+        where the state of the last step is not known yet, for nobody could say what follows it, nor of sequences that
+        are not recent, for it was another policy that drove there."""
+        index = last + np.arange(1, self.after + 1)[:, None]  # (K, B)
+        rows = index % self.capacity
+        same = np.logical_and.accumulate((index < self.total) & ~self.data["is_first"][rows], 0)
+        steps = same.sum(0)
+        row = (last + steps) % self.capacity
+        terminal, state = self.data["is_terminal"][row], self.data["state"][row, life]
+        steps[~terminal & ~state.any(-1)] = 0
+        steps[last < self.total - NEWEST * len(self)] = 0
+        rewards = np.where(np.arange(self.after)[:, None] < steps, self.data["reward"][rows], 0)
+        return rewards, steps, state.astype(np.float32), terminal
 
     def write_back(self, index: np.ndarray, states: Tensor) -> None:
         """Remembers newer states (T, B, S) of the steps with global `index` (T, B), as `sample` returns it; forgotten

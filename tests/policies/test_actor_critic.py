@@ -156,6 +156,35 @@ def test_replayed_rewards_teach_the_critic_alone(seed: int) -> None:
     ) == (None,)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_came_after_the_sequences_stands_in_for_the_last_value(seed: int) -> None:
+    """One episode in two pieces teaches as the same episode in one, where lambda is 1."""
+    torch.manual_seed(seed)
+    made = policy(slow_scale=0.7, lam=1.0)
+    features, reward = torch.randn(7, 5, FEATURES), torch.randn(7, 5)
+    terminal = torch.zeros(7, 5, dtype=torch.bool)
+    terminal[-1] = torch.rand(5) < 0.5
+    first = torch.zeros_like(terminal)
+    after = (reward[4:], torch.full((5,), 3), features[-1], terminal[-1])
+    loss = made.replay_loss(features[:4], reward[:4], first[:4], terminal[:4], 0.9, after)
+    value, slow = (TwoHot(net(features)).mean().detach() for net in (made.critic, made.slow_critic))
+    wanted, following = [], value[-1] * ~terminal[-1]
+    for t in reversed(range(6)):
+        following = reward[t + 1] + 0.9 * following
+        if t < 3:
+            guess = TwoHot(made.critic(features[t]))
+            wanted.append(guess.loss(following) + 0.7 * guess.loss(slow[t]))
+    assert loss.item() == pytest.approx(torch.stack(wanted).mean().item(), rel=1e-4)
+
+
+def test_without_steps_after_them_the_sequences_teach_as_ever() -> None:
+    made, none = policy(), torch.zeros(5, dtype=torch.bool)
+    features, reward, flags = torch.randn(7, 5, FEATURES), torch.randn(7, 5), torch.zeros(7, 5, dtype=torch.bool)
+    after = (torch.zeros(3, 5), torch.zeros(5, dtype=torch.long), torch.zeros(5, FEATURES), none)
+    with_none, without = (made.replay_loss(features, reward, flags, flags, 0.9, given) for given in (after, None))
+    assert with_none == without
+
+
 def test_sequences_in_which_nothing_follows_teach_nothing() -> None:
     made, ends = policy(), torch.ones(4, 3, dtype=torch.bool)
     assert made.replay_loss(torch.randn(4, 3, FEATURES), torch.randn(4, 3), ends, ~ends, 0.9) == 0

@@ -99,8 +99,10 @@ def test_members_learn_as_if_they_were_alone(committee: Committee) -> None:
 def test_the_replay_value_loss_teaches_all_critics(committee: Committee) -> None:
     seen, reward = torch.randn(5, 3, FEATURES), torch.randn(5, 3)
     first, terminal = torch.zeros(5, 3, dtype=torch.bool), torch.rand(5, 3) < 0.3
-    loss = committee.replay_loss(seen, reward, first, terminal, discount=0.9)
-    wanted = [member.replay_loss(seen, reward, first, terminal, discount=0.9) for member in committee.members]
+    after = (torch.randn(2, 3), torch.full((3,), 2), torch.randn(3, FEATURES), torch.rand(3) < 0.5)
+    told = {"discount": 0.9, "after": after}
+    loss = committee.replay_loss(seen, reward, first, terminal, **told)
+    wanted = [member.replay_loss(seen, reward, first, terminal, **told) for member in committee.members]
     expect_equal(loss, sum(wanted), 1e-5)
 
 

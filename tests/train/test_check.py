@@ -92,6 +92,13 @@ def test_evolution_has_no_critic_that_replay_could_teach() -> None:
         check(config)
 
 
+def test_what_came_after_teaches_nothing_without_a_weight() -> None:
+    config = set_field(tiny(), "replay.after", 20)
+    with pytest.raises(UsageError, match=r"--replay.after 20 tells the critic .* give --policy.replay-value"):
+        check(config)
+    check(set_field(config, "policy.replay_value", 0.3))
+
+
 def test_every_number_of_a_configuration_has_limits() -> None:
     """A new field cannot be forgotten, and every default and preset lies within."""
     from worldmodel.presets import PRESETS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from worldmodel.config import EnvConfig
 from worldmodel.envs import Spaces, make
 from worldmodel.envs.explore import RandomActions
 from worldmodel.errors import NumericalError
-from worldmodel.models.base import Batch, dream
+from worldmodel.models.base import After, Batch, dream
 from worldmodel.optim import Average
 from worldmodel.replay import Replay
 from worldmodel.train.clock import Clock
@@ -162,7 +163,7 @@ def test_batches_are_left_as_they_were(gradient: str) -> None:
     kept = copy.deepcopy(given)
     made.update(given)
     for name, before in {**vars(kept), **kept.obs}.items():
-        assert name == "obs" or torch.equal(before, {**vars(given), **given.obs}[name]), name
+        assert name in ("obs", "after") or torch.equal(before, {**vars(given), **given.obs}[name]), name
 
 
 # -- who learns from what ---------------------------------------------------------------------------------------------
@@ -258,12 +259,19 @@ def test_dreams_that_teach_are_sampled_at_their_temperature(
     assert alike.float().mean() > 0.9 if temperature < 1 else alike.float().mean() < 0.5
 
 
-def test_the_replay_value_loss_changes_the_critics_gradient_only() -> None:
+@pytest.mark.parametrize("after", [False, True])
+def test_the_replay_value_loss_changes_the_critics_gradient_only(after: bool) -> None:
     grads = []
     for weight in (0.0, 0.3):
         made = dreamer(policy={"replay_value": weight})
         torch.manual_seed(5)
-        metrics, _ = made.update(experience(made))
+        told = experience(made)
+        if after:
+            width = told.reward.shape[1]
+            state = torch.zeros(width, made.agent.world.width)
+            came = After(torch.ones(2, width), torch.full((width,), 2), state, torch.zeros(width, dtype=torch.bool))
+            told = dataclasses.replace(told, after=came)
+        metrics, _ = made.update(told)
         assert ("loss/replay_value" in metrics) == bool(weight)
         grads.append({name: p.grad for m in (made.agent.world, made.agent.policy) for name, p in m.named_parameters()})
     for name, grad in grads[0].items():

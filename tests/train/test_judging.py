@@ -208,10 +208,21 @@ def test_an_agent_is_not_judged_twice_at_the_end(tmp_path: Path, judge: Judge) -
     assert [line["updates"] for line in metrics(tmp_path) if line["kind"] == "eval"] == [1]
 
 
-@pytest.mark.parametrize(("weight", "words"), [(0.0, "no replay value loss"), (0.3, "a replay value loss of 0.3")])
-def test_the_card_says_what_the_policy_learned_from(tmp_path: Path, weight: float, words: str) -> None:
+@pytest.mark.parametrize(
+    ("weight", "after", "words"),
+    [
+        (0.0, 0, "no replay value loss"),
+        (0.3, 0, "a replay value loss of 0.3"),
+        (0.3, 9, "a replay value loss of 0.3, of recent episodes with what came up to 9 steps later"),
+    ],
+)
+def test_the_card_says_what_the_policy_learned_from(tmp_path: Path, weight: float, after: int, words: str) -> None:
     config = tiny()
-    config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, replay_value=weight))
+    config = dataclasses.replace(
+        config,
+        policy=dataclasses.replace(config.policy, replay_value=weight),
+        replay=dataclasses.replace(config.replay, after=after),
+    )
     with loop.Run(config, tmp_path / "run", Told()) as run:
         run.train()
     assert words in load(tmp_path / "run").card["learning"]

@@ -44,6 +44,19 @@ class Dream(NamedTuple):
     """(H, B)"""
 
 
+class After(NamedTuple):
+    """What came after each of B sequences, up to the end of the episode in which they end."""
+
+    rewards: Tensor
+    """(K, B), zeros once `steps` are over"""
+    steps: Tensor
+    """(B,) how many steps, 0 to K, came after"""
+    state: Tensor
+    """(B, S) remembered state of the last of them"""
+    is_terminal: Tensor
+    """(B,) bool: whether the episode ended there"""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Sequences of what really happened, time-major; they may cross episode boundaries."""
@@ -62,6 +75,8 @@ class Batch:
     """(B, S) remembered state of the step before the first, zeros where there is none"""
     before: Tensor
     """(B, A) action taken at the step before the first"""
+    after: After | None = None
+    """What came after the last step, where the replay memory was asked to tell"""
 
     def previous_action(self) -> Tensor:
         """(T, B, A): the action that led to each step, the one a world consumes together with the observation."""

@@ -121,7 +121,13 @@ class ActorCritic(Policy):
         return actor_loss + critic_loss, {name: value.detach() for name, value in metrics.items()}
 
     def replay_loss(
-        self, features: Tensor, reward: Tensor, is_first: Tensor, is_terminal: Tensor, discount: float
+        self,
+        features: Tensor,
+        reward: Tensor,
+        is_first: Tensor,
+        is_terminal: Tensor,
+        discount: float,
+        after: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
     ) -> Tensor:
         """The critic's loss () on what really happened (DreamerV3's replay value loss); the actor learns nothing here.
 
@@ -131,6 +137,8 @@ class ActorCritic(Policy):
 
         Args:
             features: (T, B, F). reward, is_first, is_terminal: (T, B), as in `Batch`. discount: gamma.
+            after: rewards (K, B), steps (B,), features (B, F), is_terminal (B,) of `After`, which then stand in for
+                the critic's own value at the last step of the sequences, where there are steps.
         """
         c, seen = self.config, features.detach()
         with self._cast(seen):
@@ -141,10 +149,20 @@ class ActorCritic(Policy):
         leads = ~is_first[1:]  # (T - 1, B): whether step t + 1 follows step t
         chained = torch.cat([leads[1:], torch.ones_like(leads[:1])])  # ... and whether step t + 2 follows that
         discounts = discount * (1 - is_terminal[1:].float())
+        if after is not None:
+            came = torch.where(after[1] > 0, self._came(*after, discount), values[-1])
+            values = torch.cat([values[:-1], came[None]])
         returns = lambda_return(reward[1:], values[1:], discounts, c.lam * chained)
         critic = TwoHot(critic.logits[:-1])
         losses = critic.loss(returns) + c.slow_scale * critic.loss(slow)
         return (losses * leads).sum() / leads.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def _came(self, rewards: Tensor, steps: Tensor, features: Tensor, is_terminal: Tensor, discount: float) -> Tensor:
+        """What came (B,) after the last step of each sequence, discounted; where it goes on, the critic's value."""
+        powers = discount ** torch.arange(len(rewards), device=rewards.device)
+        following = self.value(features) * ~is_terminal
+        return powers @ rewards + discount**steps * following
 
     def _frozen_value(self, features: Tensor) -> Tensor:
         """`value`, differentiable in the features alone: the actor's loss must not teach the critic."""

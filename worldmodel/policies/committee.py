@@ -88,9 +88,9 @@ class Committee(Policy):
         metrics = {name: torch.stack([metric[name] for _, metric in told]).mean() for name in told[0][1]}
         return torch.stack([loss for loss, _ in told]).sum(), metrics
 
-    def replay_loss(self, *replayed: Tensor, discount: float) -> Tensor:
+    def replay_loss(self, *replayed: Tensor, discount: float, after: tuple[Tensor, ...] | None = None) -> Tensor:
         """The sum of the members' `ActorCritic.replay_loss`."""
-        return torch.stack([member.replay_loss(*replayed, discount=discount) for member in self.members]).sum()
+        return torch.stack([member.replay_loss(*replayed, discount, after) for member in self.members]).sum()
 
     def update_slow(self) -> None:
         """Moves all slow critics."""

@@ -15,7 +15,7 @@ INTERVALS = {
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale world.reward_scale world.cont_scale "
     "world.vector_scale policy.layers policy.starts policy.entropy "
     "policy.final_entropy policy.mean_penalty policy.max_scale policy.slow_scale policy.replay_value "
-    "optim.warmup replay.online",
+    "optim.warmup replay.online replay.after",
     "[1, inf)": "world_models.latent world_models.depth world_models.tokens world_models.memory world_models.mixtures "
     "world_models.units world_models.vector_layers "
     "evolution.starts evolution.horizon evolution.every evolution.generations "
@@ -61,6 +61,11 @@ def check(config: Config) -> None:
         raise UsageError(
             f"--policy.replay-value {config.policy.replay_value:g} teaches a critic, and --policy.kind evolution has "
             "none: set it to 0"
+        )
+    if config.replay.after and not config.policy.replay_value:
+        raise UsageError(
+            f"--replay.after {config.replay.after} tells the critic what really came: give --policy.replay-value, the "
+            "weight of that lesson"
         )
     if config.prefill < config.replay.length + 1:
         raise UsageError(f"--prefill {config.prefill} is shorter than a sequence of {config.replay.length} + 1 steps")

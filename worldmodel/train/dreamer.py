@@ -28,7 +28,9 @@ class Dreamer(Learner):
         weight = self.config.policy.replay_value
         if not weight:
             return "actor and critic learn from imagined trajectories only; no replay value loss"
-        return f"actor: imagined trajectories only; critic: these, and a replay value loss of {weight:g}"
+        after = self.config.replay.after
+        came = f", of recent episodes with what came up to {after} steps later" if after else ""
+        return f"actor: imagined trajectories only; critic: these, and a replay value loss of {weight:g}{came}"
 
     def _teach_policy(self, batch: Batch, states: Tensor, progress: float) -> dict[str, Tensor]:
         start = self._starts(states, batch.is_terminal)
@@ -55,8 +57,9 @@ class Dreamer(Learner):
     def _learn_from_replay(self, states: Tensor, batch: Batch, progress: float) -> Tensor:
         """Gradients of the critic alone, from the rewards that reality paid; returns the loss ()."""
         features, discount = self.agent.world.features(states), _moved(self.config.policy, progress)[0]
+        after = batch.after and batch.after._replace(state=self.agent.world.features(batch.after.state))
         loss = self.agent.policy.replay_loss(
-            features, batch.reward, batch.is_first, batch.is_terminal, discount=discount
+            features, batch.reward, batch.is_first, batch.is_terminal, discount=discount, after=after
         )
         (self.config.policy.replay_value * loss).backward()
         return loss.detach()

@@ -84,7 +84,7 @@ class Run:
         r = c.replay
         mirror = Mirror.of_env(self.env, self.spaces) if r.mirror else None
         width = self.dreamer.agent.world.width
-        self.replay = Replay(self.spaces, width, r.gigabytes, r.length, r.online, c.seed, mirror, r.recent)
+        self.replay = Replay(self.spaces, width, r.gigabytes, r.length, r.online, c.seed, mirror, r.recent, r.after)
         explore = RandomActions.of(self.env, c.seed)
         first_seed = TRACKS["train"] + (c.seed % 100) * 10_000
         self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed)
