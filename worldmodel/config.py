@@ -322,6 +322,9 @@ class Config:
     greedy_from: float = 1.0
     """Share of the budget after which the policy collects by its likeliest actions, as when it is judged, in place of
     sampled ones, so that the world learns what those lead to (ours; CarRacing: docs/experiments.md); 1 = never."""
+    greedy_every: int = 1
+    """From then on every episode is collected that way (1), or every second, third ... one: what is remembered then
+    still shows the world off the policy's one path (ours)."""
     eval_minutes: float = 5.0
     """Minutes between evaluations in the real environment (0 = never)."""
     eval_episodes: int = 10

@@ -222,6 +222,24 @@ def test_prefill_is_random_and_the_policy_acts_after_it(tmp_path: Path, monkeypa
     assert 2.5 * 5 < rows <= 2.5 * 6 + 2
 
 
+def test_only_every_second_episode_may_be_collected_greedily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worldmodel.train.loop.measure", lambda *_: Pace(0.01, 0.001))
+    told = []
+    real = Collector.step
+
+    def step(self: Collector, random: bool, sample: bool = True) -> bool:
+        told.append((run.dreamer.updates, self.episode, random, sample))
+        return real(self, random, sample)
+
+    monkeypatch.setattr(Collector, "step", step)
+    config = tiny(prefill=60, pretrain=3, train_every=20, updates=9, greedy_from=0.5, greedy_every=2)
+    with Run(config, tmp_path, Told()) as run:
+        run.train()
+    chosen = [step for step in told if not step[2]]
+    assert all(sample == (updates < 4.5 or episode % 2 == 1) for updates, episode, _, sample in chosen)
+    assert {sample for updates, _, _, sample in chosen if updates > 4.5} == {True, False}
+
+
 def test_prefill_does_not_wait_for_episodes_that_never_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worldmodel.train.loop.measure", lambda *_: Pace(0.01, 0.001))
     gym.register("test/Endless-v0", lambda: Counting(10**9))

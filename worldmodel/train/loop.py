@@ -179,7 +179,7 @@ class Run:
         owed = c.pretrain + lived / c.train_every if c.train_every else math.inf
         if self.dreamer.updates >= owed or not self.replay.ready():  # memories may be lost to a damaged disk
             with self.clock("env"):
-                self.collector.step(random=False, sample=self.done() < c.greedy_from)
+                self.collector.step(random=False, sample=not self._greedy())
             return None
         with self.clock("replay"):
             batch, index = self.replay.sample(c.replay.batch, self.device)
@@ -187,6 +187,10 @@ class Run:
         with self.clock("replay"):
             self.replay.write_back(index, states)
         return metrics
+
+    def _greedy(self) -> bool:
+        c = self.config
+        return self.done() >= c.greedy_from and self.collector.episode % c.greedy_every == 0
 
     def _episode_ended(self) -> None:
         episode, self.collector.finished = self.collector.finished, None
