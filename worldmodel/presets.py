@@ -31,13 +31,13 @@ def size(deter: int, **overrides: Any) -> Config:
 
 PRESETS: dict[str, Config] = {
     "carracing": Config(
-        env=EnvConfig(read_score=True, see_time=True),
+        env=EnvConfig(read_score=True, see_time=True, see_tiles=True, see_misses=True),
         world=WorldConfig(vector_layers=1),
         policy=PolicyConfig(
-            final_discount=0.997, final_entropy=1e-4, mean_penalty=1e-3, max_scale=100.0, replay_value=1.0, beliefs=4
+            final_discount=0.999, final_entropy=1e-4, mean_penalty=1e-3, max_scale=100.0, replay_value=10.0, beliefs=4
         ),
         optim=OptimConfig(world_lr=1.2e-3, policy_lr=3e-4, decay=0.3, world_decay=0.75),
-        replay=ReplayConfig(mirror=True, recent=0.5),
+        replay=ReplayConfig(mirror=True, recent=0.5, after=250),
         minutes=0.0,
         frames=100_000,
         updates=6000,
@@ -85,6 +85,7 @@ PRESETS["carracing-fast"] = replace(
 # As its figures were made.
 PRESETS["world-models"] = replace(
     PRESETS["carracing"],
+    env=EnvConfig(read_score=True, see_time=True),
     greedy_from=1.0,
     updates=8500,
     train_every=2.4,
@@ -92,7 +93,7 @@ PRESETS["world-models"] = replace(
     relearn_times=3,
     relearn_members=3,
     finalists=1,
-    policy=replace(PRESETS["carracing"].policy, final_discount=0.998, mean_penalty=0.0, max_scale=0.0),
+    policy=PolicyConfig(final_discount=0.998, final_entropy=1e-4, replay_value=1.0, beliefs=4),
     optim=OptimConfig(policy_lr=3e-4, decay=0.3),
     world=WorldConfig(kind="vae-mdn-rnn"),
     world_models=WorldModelsConfig(kl_scale=0.1, mixture_layers=1, mixture_scale=8.0),
