@@ -14,7 +14,7 @@ import torch
 from worldmodel.config import Config
 from worldmodel.envs import Spaces, make
 from worldmodel.errors import UsageError
-from worldmodel.models.base import Batch
+from worldmodel.models.base import After, Batch
 from worldmodel.randomness import local_randomness
 from worldmodel.train.clock import Clock
 from worldmodel.train.learner import learner
@@ -193,4 +193,8 @@ def random_batch(config: Config, spaces: Spaces, state_size: int, device: str) -
     flags = torch.zeros(steps, width, dtype=torch.bool, device=device)
     action = torch.zeros(steps, width, spaces.actions, device=device)
     state = torch.zeros(width, state_size, device=device)
-    return Batch(obs, action, torch.zeros(steps, width, device=device), flags, flags, state, action[0])
+    after = None
+    if config.replay.after:
+        count = torch.full((width,), config.replay.after, device=device)
+        after = After(torch.zeros(config.replay.after, width, device=device), count, state, flags[0])
+    return Batch(obs, action, torch.zeros(steps, width, device=device), flags, flags, state, action[0], after)
