@@ -134,6 +134,18 @@ def batch(
     )
 
 
+def tensors(whole: Batch) -> dict[str, Tensor]:
+    """All that a batch holds, by name; without `after` where nothing is told of that."""
+    values = dict(vars(whole))
+    obs, after = values.pop("obs"), values.pop("after")
+    told = after._asdict() if after else {}
+    return (
+        values
+        | {f"obs.{name}": value for name, value in obs.items()}
+        | {f"after.{name}": value for name, value in told.items()}
+    )
+
+
 def part(whole: Batch, rows: slice, columns: slice = slice(None), **changes: Any) -> Batch:
     """Some steps and columns of a batch, with fields replaced."""
     values: dict[str, Any] = {
