@@ -54,6 +54,9 @@ def expect_steps(batch, index: np.ndarray, oldest: int) -> None:
     assert torch.equal(batch.before[:, 0], torch.from_numpy(np.where(known, before + 0.5, 0)).float())
 
 
+# -- what came after --------------------------------------------------------------------------------------------------
+
+
 def slow_after(made: Replay, last: int, most: int, known: set[int]) -> tuple[list[float], int, int, bool]:
     """Rewards, their number, the step reached, whether it is terminal: one step after the other."""
     rewards, at = [], last

@@ -150,19 +150,21 @@ class ActorCritic(Policy):
         chained = torch.cat([leads[1:], torch.ones_like(leads[:1])])  # ... and whether step t + 2 follows that
         discounts = discount * (1 - is_terminal[1:].float())
         if after is not None:
-            came = torch.where(after[1] > 0, self._came(*after, discount), values[-1])
-            values = torch.cat([values[:-1], came[None]])
+            values = torch.cat([values[:-1], self._came(*after, discount, values[-1])[None]])
         returns = lambda_return(reward[1:], values[1:], discounts, c.lam * chained)
         critic = TwoHot(critic.logits[:-1])
         losses = critic.loss(returns) + c.slow_scale * critic.loss(slow)
         return (losses * leads).sum() / leads.sum().clamp(min=1)
 
     @torch.no_grad()
-    def _came(self, rewards: Tensor, steps: Tensor, features: Tensor, is_terminal: Tensor, discount: float) -> Tensor:
-        """What came (B,) after the last step of each sequence, discounted; where it goes on, the critic's value."""
+    def _came(
+        self, rewards: Tensor, steps: Tensor, features: Tensor, is_terminal: Tensor, discount: float, otherwise: Tensor
+    ) -> Tensor:
+        """What came (B,) after the last step of each sequence, discounted, and the critic's value where it goes on from
+        there; `otherwise` (B,) where no steps came."""
         powers = discount ** torch.arange(len(rewards), device=rewards.device)
         following = self.value(features) * ~is_terminal
-        return powers @ rewards + discount**steps * following
+        return torch.where(steps > 0, powers @ rewards + discount**steps * following, otherwise)
 
     def _frozen_value(self, features: Tensor) -> Tensor:
         """`value`, differentiable in the features alone: the actor's loss must not teach the critic."""
