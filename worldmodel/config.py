@@ -188,6 +188,10 @@ class PolicyConfig:
     """Weight of the squared mean of a continuous policy before its tanh: an actor that was driven to the ends, where
     tanh is flat, hardly learns any more (the squared preactivations of Andrychowicz et al. 2017, arXiv 1707.01495;
     CarRacing: docs/experiments.md; DreamerV3: 0)."""
+    smoothness: float = 0.0
+    """Weight of the squared change of a continuous policy's mean from one dreamed step to the next: what steers from
+    end to end and back drives slowly, and hardly finds its way out of it (the temporal term of CAPS, Mysore et al.
+    2021, arXiv 2012.06644, which is not squared; CarRacing: docs/experiments.md; DreamerV3: 0)."""
     slow_rate: float = 0.02
     """Rate at which the slow critic follows the critic (DreamerV3)."""
     slow_scale: float = 1.0

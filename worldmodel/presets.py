@@ -34,7 +34,13 @@ PRESETS: dict[str, Config] = {
         env=EnvConfig(read_score=True, see_time=True, see_tiles=True, see_misses=True),
         world=WorldConfig(vector_layers=1),
         policy=PolicyConfig(
-            final_discount=0.997, final_entropy=1e-4, mean_penalty=1e-3, max_scale=100.0, replay_value=10.0, beliefs=4
+            final_discount=0.997,
+            final_entropy=1e-4,
+            mean_penalty=1e-3,
+            smoothness=0.02,
+            max_scale=100.0,
+            replay_value=10.0,
+            beliefs=4,
         ),
         optim=OptimConfig(world_lr=1.2e-3, policy_lr=3e-4, decay=0.3, world_decay=0.75),
         replay=ReplayConfig(mirror=True, recent=0.5, after=250),

@@ -65,7 +65,11 @@ def slow_losses(made: ActorCritic, told: Dream, features: Tensor) -> tuple[Tenso
             advantage = (returns[t, b] - value[t, b]) / divisor
             actor = actor - weight * (logprob * advantage + c.entropy * pi.entropy())
             if not made.discrete:
-                actor = actor + weight * c.mean_penalty * made.actor(features[t, b])[:ACTIONS].square().sum()
+                raw = made.actor(features[t, b])[:ACTIONS]
+                actor = actor + weight * c.mean_penalty * raw.square().sum()
+                if t:
+                    before = made.actor(features[t - 1, b])[:ACTIONS]
+                    actor = actor + weight * c.smoothness * (raw.tanh() - before.tanh()).square().sum()
             guess = TwoHot(made.critic(features[t, b]))
             critic = critic + weight * (guess.loss(returns[t, b]) + c.slow_scale * guess.loss(slow[t, b]))
             weight *= c.discount * told.conts[t, b].item()
@@ -87,7 +91,10 @@ def expect_gradient(actual: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize(("reward", "most"), [(1.0, 0.0), (1e5, 0.0), (1e5, 100.0)])
 def test_losses_and_gradients_against_the_slow_loop(discrete: bool, reward: float, most: float) -> None:
     """`reward` large: the return scale divides, by `most` at most. Entropy weighs enough here to be seen."""
-    made = policy(discrete, entropy=0.3, mean_penalty=0.2, slow_scale=0.7, scale_rate=0.1, discount=0.9, max_scale=most)
+    made = policy(
+        discrete, entropy=0.3, mean_penalty=0.2, smoothness=0.4, slow_scale=0.7, scale_rate=0.1, discount=0.9,
+        max_scale=most,
+    )  # fmt: skip
     told, features = imagined(discrete, reward=reward)
     actor, critic = slow_losses(made, told, features)
     loss, metrics = made.loss(told, features)
@@ -206,6 +213,43 @@ def test_a_saturated_actor_comes_back_only_where_its_mean_is_penalised(penalty: 
         loss.backward()
         optimizer.step()
     assert metrics["policy/saturated"] == saturated
+
+
+@pytest.mark.parametrize(("smoothness", "flips"), [(0.0, True), (0.02, False)])
+def test_an_actor_that_flips_to_and_fro_is_calmed_where_change_is_penalised(smoothness: float, flips: bool) -> None:
+    """Nothing is paid; the state says whose turn it is."""
+    made = policy(horizon=8, entropy=0.0, smoothness=smoothness)
+    turn = torch.tensor([1.0, -1.0]).repeat(5)[:9, None, None].expand(9, 4, FEATURES)
+    optimizer = torch.optim.Adam(made.actor.parameters(), 0.01)
+    for _ in range(200):  # taught to flip ...
+        optimizer.zero_grad()
+        (made.distribution(turn).mean - 0.9 * turn[..., :ACTIONS]).square().sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        for p in made.critic[-1].parameters():
+            p.zero_()
+    optimizer, changes = torch.optim.Adam(made.actor.parameters(), 0.01), []
+    for _ in range(200):
+        told = Dream(turn, made.act(turn[:-1]), torch.zeros(8, 4), torch.ones(8, 4))
+        loss, metrics = made.loss(told, turn)
+        changes.append(metrics["policy/change"].item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert changes[0] > 1.5
+    assert (changes[-1] > 1.5) == flips
+    assert flips or changes[-1] < 0.1
+
+
+def test_a_change_into_the_end_of_an_episode_counts_for_nothing() -> None:
+    made = policy(horizon=1, smoothness=1.0)
+    torch.manual_seed(0)
+    told, features = imagined(False)
+    told.conts[0] = 0.0  # s_1 and all after it are the end
+    made.scale.rate = 0.0
+    with_it = made.loss(told, features)[0]
+    made.config = dataclasses.replace(made.config, smoothness=0.0)
+    assert made.loss(told, features)[0] == with_it
 
 
 def test_metrics_are_numbers_without_gradient() -> None:

@@ -103,6 +103,9 @@ class ActorCritic(Policy):
         actor_loss = -(weights * (objective + bonus * entropy)).mean()
         if c.mean_penalty and not self.discrete:
             actor_loss = actor_loss + c.mean_penalty * (weights * policy.raw_mean.square().sum(-1)).mean()
+        if c.smoothness and not self.discrete:
+            change = policy.mean.diff(dim=0).square().sum(-1)  # from s_t to s_{t+1}, weighed as s_{t+1}
+            actor_loss = actor_loss + c.smoothness * (weights[1:] * change).sum() / weights.numel()  # a mean, too
         critic = TwoHot(critic.logits[:-1])
         critic_loss = (weights * (critic.loss(returns.detach()) + c.slow_scale * critic.loss(slow))).mean()
         metrics = {
@@ -118,6 +121,8 @@ class ActorCritic(Policy):
         }
         if not self.discrete:
             metrics["policy/saturated"] = (policy.mean.abs() > SATURATED).float().mean()
+            if len(policy.mean) > 1:
+                metrics["policy/change"] = policy.mean.diff(dim=0).abs().mean()
         return actor_loss + critic_loss, {name: value.detach() for name, value in metrics.items()}
 
     def replay_loss(

@@ -14,7 +14,7 @@ INTERVALS = {
     "minutes frames updates pretrain relearn eval_minutes save_minutes env.image_size world.head_layers "
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale world.reward_scale world.cont_scale "
     "world.vector_scale policy.layers policy.starts policy.entropy "
-    "policy.final_entropy policy.mean_penalty policy.max_scale policy.slow_scale policy.replay_value "
+    "policy.final_entropy policy.mean_penalty policy.smoothness policy.max_scale policy.slow_scale policy.replay_value "
     "optim.warmup replay.online replay.after",
     "[1, inf)": "world_models.latent world_models.depth world_models.tokens world_models.memory world_models.mixtures "
     "world_models.units world_models.vector_layers "
