@@ -34,7 +34,7 @@ PRESETS: dict[str, Config] = {
         env=EnvConfig(read_score=True, see_time=True, see_tiles=True, see_misses=True),
         world=WorldConfig(vector_layers=1),
         policy=PolicyConfig(
-            final_discount=0.997,
+            final_discount=0.999,
             final_entropy=1e-4,
             mean_penalty=1e-3,
             smoothness=0.02,
