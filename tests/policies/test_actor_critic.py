@@ -242,8 +242,7 @@ def test_an_actor_that_flips_to_and_fro_is_calmed_where_change_is_penalised(smoo
 
 
 def test_a_change_into_the_end_of_an_episode_counts_for_nothing() -> None:
-    made = policy(horizon=1, smoothness=1.0)
-    torch.manual_seed(0)
+    made = policy(smoothness=1.0)
     told, features = imagined(False)
     told.conts[0] = 0.0  # s_1 and all after it are the end
     made.scale.rate = 0.0
