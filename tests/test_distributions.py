@@ -274,6 +274,15 @@ def test_std_stays_between_its_bounds(low: float, high: float) -> None:
     torch.testing.assert_close(policy.mean[:, 0], torch.tensor([-1.0, 0.0, 1.0]))
 
 
+def test_noise_scales_std_and_nothing_else() -> None:
+    raw = torch.randn(5, 4)
+    whole, quarter = BoundedNormal(raw), BoundedNormal(raw, noise=0.25)
+    assert torch.equal(whole.mean, quarter.mean) and torch.equal(quarter.std, 0.25 * whole.std)
+    action = torch.randn(5, 2)
+    truth = torch.distributions.Normal(whole.mean, 0.25 * whole.std).log_prob(action).sum(-1)
+    torch.testing.assert_close(quarter.log_prob(action), truth)
+
+
 def test_bounded_normal_samples_have_its_moments_and_its_gradient() -> None:
     raw = torch.tensor([[0.5, -1.0, 0.0, -3.0]]).expand(20_000, 4).clone().requires_grad_()
     policy = BoundedNormal(raw)

@@ -174,6 +174,10 @@ class PolicyConfig:
     final_entropy: float = 0.0
     """Entropy bonus when the budget is used up, towards which it moves geometrically all along the run: explore first,
     be precise in the end; 0 = constant."""
+    final_noise: float = 1.0
+    """What the standard deviation of continuous actions is multiplied by in the dreams that teach when the budget is
+    used up, towards which it falls geometrically from 1 all along the run: an actor that is judged by its mean has to
+    learn by it (ours; DreamerV3: 1). Where reality is explored by samples, they keep the whole of it."""
     gradient: Literal["reinforce", "dynamics"] = "reinforce"
     """How the actor learns: score function (DreamerV3) or backpropagation through the imagined dynamics."""
     bins: int = 255

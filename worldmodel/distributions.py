@@ -120,13 +120,13 @@ class BoundedNormal:
     Samples are not squashed or clipped: the log-probability is that of the raw sample, the environment clips.
 
     Args:
-        raw: (..., 2A), the first half m, the second s.
+        raw: (..., 2A), the first half m, the second s. noise: what std is multiplied by after all.
     """
 
-    def __init__(self, raw: Tensor, low: float = 0.1, high: float = 1.0):
+    def __init__(self, raw: Tensor, low: float = 0.1, high: float = 1.0, noise: float = 1.0):
         self.raw_mean, std = raw.float().chunk(2, -1)
         self.mean = torch.tanh(self.raw_mean)
-        self.std = (high - low) * torch.sigmoid(std + 2) + low
+        self.std = noise * ((high - low) * torch.sigmoid(std + 2) + low)
 
     def sample(self) -> Tensor:
         """Reparametrised samples (..., A)."""

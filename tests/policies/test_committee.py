@@ -71,6 +71,12 @@ def test_in_its_lessons_every_member_drives_its_own_dreams(committee: Committee)
     torch.manual_seed(1)
     for i, member in enumerate(committee.members):
         expect_equal(together[i * EACH : (i + 1) * EACH], member.act(seen[i * EACH : (i + 1) * EACH]), 1e-6)
+    if not committee.discrete:
+        torch.manual_seed(1)
+        means = torch.cat(
+            [member.act(part, False) for member, part in zip(committee.members, seen.chunk(MEMBERS), strict=True)]
+        )
+        expect_equal(committee.act_apart(seen, 0.25) - means, 0.25 * (together - means), 1e-5)
 
 
 def test_members_learn_as_if_they_were_alone(committee: Committee) -> None:

@@ -128,6 +128,23 @@ def test_the_entropy_bonus_moves_along_with_the_run(
     assert float(constant.update(experience(constant), progress)[0]["policy/entropy_bonus"]) == pytest.approx(4e-3)
 
 
+@pytest.mark.parametrize(("progress", "noise"), [(0.0, 1.0), (0.5, 0.5), (1.0, 0.25)])
+def test_the_noise_of_lessons_fades_along_the_run(
+    progress: float, noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what drives the dream, and of what its actions are then held to be likely by."""
+    made = dreamer(policy={"final_noise": 0.25})
+    actor, used = made.agent.policy, []
+    real = actor.distribution
+    monkeypatch.setattr(actor, "distribution", lambda seen, noise=1.0: used.append(noise) or real(seen, noise))
+    metrics, _ = made.update(experience(made), progress)
+    assert float(metrics["policy/noise"]) == pytest.approx(noise)
+    assert len(used) == made.config.policy.horizon + 1 and used == pytest.approx([noise] * len(used))
+    used.clear()
+    actor.act(torch.zeros(1, made.agent.world.features(made.agent.world.initial(1)).shape[-1]))
+    assert used == [1.0]  # reality is explored with the whole of it
+
+
 def test_averaged_agent_has_the_average_or_without_one_the_live_weights() -> None:
     made = dreamer(optim={"average": 0.5})
     for _ in range(2):

@@ -43,22 +43,22 @@ class ActorCritic(Policy):
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(config.scale_rate, config.max_scale or math.inf)
 
-    def distribution(self, features: Tensor) -> OneHot | BoundedNormal:
-        """The policy at features (..., F)."""
+    def distribution(self, features: Tensor, noise: float = 1.0) -> OneHot | BoundedNormal:
+        """The policy at features (..., F), the standard deviations of a continuous one times `noise`."""
         with self._cast(features):
             raw = self.actor(features)
         if self.discrete:
             return OneHot(unimix(raw, self.config.unimix))
-        return BoundedNormal(raw, self.config.min_std, self.config.max_std)
+        return BoundedNormal(raw, self.config.min_std, self.config.max_std, noise)
 
     def act(self, features: Tensor, sample: bool = True) -> Tensor:
         """Actions (..., A) at features (..., F): a sample, or the mode."""
         policy = self.distribution(features)
         return policy.sample() if sample else policy.mode()
 
-    def act_apart(self, features: Tensor) -> Tensor:
+    def act_apart(self, features: Tensor, noise: float = 1.0) -> Tensor:
         """What acts in the dreams that teach: samples (B, A) at features (B, F); of a committee, every member apart."""
-        return self.act(features)
+        return self.distribution(features, noise).sample()
 
     def value(self, features: Tensor) -> Tensor:
         """The critic's expected discounted return (...) at features (..., F), in reward units."""
@@ -66,7 +66,12 @@ class ActorCritic(Policy):
             return TwoHot(self.critic(features)).mean()
 
     def loss(
-        self, dream: Dream, features: Tensor, discount: float | None = None, entropy_bonus: float | None = None
+        self,
+        dream: Dream,
+        features: Tensor,
+        discount: float | None = None,
+        entropy_bonus: float | None = None,
+        noise: float = 1.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor and critic loss on imagined trajectories.
 
@@ -77,7 +82,7 @@ class ActorCritic(Policy):
         Args:
             dream: horizon H, batch B. features: (H + 1, B, F)
                 of its states; attached to the world's graph only where the actor learns through the dynamics.
-                discount, entropy_bonus: in place of the configured ones.
+                discount, entropy_bonus: in place of the configured ones. noise: with which the dream was driven.
 
         Returns: (loss (), metrics name -> ()).
         """
@@ -93,7 +98,7 @@ class ActorCritic(Policy):
         weights = discount_weights(discounts.detach())
         self.scale.update(returns.detach())
         advantage = (returns - values[:-1].detach()) / self.scale.value()
-        policy = self.distribution(seen[:-1])
+        policy = self.distribution(seen[:-1], noise)
         entropy = policy.entropy()
         if c.gradient == "dynamics":
             objective = advantage

@@ -63,17 +63,22 @@ class Committee(Policy):
             return mean
         return mean + torch.stack([policy.std for policy in policies]).mean(0) * torch.randn_like(mean)
 
-    def act_apart(self, features: Tensor) -> Tensor:
+    def act_apart(self, features: Tensor, noise: float = 1.0) -> Tensor:
         """Sampled actions (M N, A) at features (M N, F), where every member drives N rows: the first the first N."""
         parts = features.chunk(len(self.members))
-        return torch.cat([member.act(part) for member, part in zip(self.members, parts, strict=True)])
+        return torch.cat([member.act_apart(part, noise) for member, part in zip(self.members, parts, strict=True)])
 
     def value(self, features: Tensor) -> Tensor:
         """The mean of what the critics expect (...) at features (..., F), in reward units."""
         return torch.stack([member.value(features) for member in self.members]).mean(0)
 
     def loss(
-        self, dream: Dream, features: Tensor, discount: float | None = None, entropy_bonus: float | None = None
+        self,
+        dream: Dream,
+        features: Tensor,
+        discount: float | None = None,
+        entropy_bonus: float | None = None,
+        noise: float = 1.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the members' losses, each on the dreams that it drove itself; metrics are means over them.
 
@@ -82,7 +87,7 @@ class Committee(Policy):
         count = len(self.members)
         parts = zip(*(field.chunk(count, 1) for field in dream), strict=True)
         told = [
-            member.loss(Dream(*part), seen, discount, entropy_bonus)
+            member.loss(Dream(*part), seen, discount, entropy_bonus, noise)
             for member, part, seen in zip(self.members, parts, features.chunk(count, 1), strict=True)
         ]
         metrics = {name: torch.stack([metric[name] for _, metric in told]).mean() for name in told[0][1]}

@@ -30,7 +30,7 @@ INTERVALS = {
     "optim.decay optim.world_decay optim.final",
     "[0, 1)": "world_models.dropout policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 "
     "optim.average",
-    "(0, 1]": "world.decode_share world_models.decode_share",
+    "(0, 1]": "world.decode_share world_models.decode_share policy.final_noise",
     "(0, 1)": "policy.discount",
     "[0, 9e18)": "seed",
 }

@@ -9,6 +9,8 @@ repeat
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -72,10 +74,10 @@ def learn_in_dream(
 
     Args:
         world: as it is dreamed, at its temperature. start: (N, S), in equal parts for the members of a committee.
-            progress: of the run (0 to 1), along which discount and entropy bonus may move.
+            progress: of the run (0 to 1), along which discount, entropy bonus and noise may move.
     """
     c = policy.config
-    discount, bonus = _moved(c, progress)
+    discount, bonus, noise = _moved(c, progress)
     through = c.gradient == "dynamics"
     # One autocast around the whole dream: weights are converted once, not once a step.
     cast = torch.autocast(start.device.type, policy.precision, enabled=policy.precision != torch.float32)
@@ -83,15 +85,16 @@ def learn_in_dream(
     for p in taught:  # the actor may learn through the dynamics; the world never learns from it
         p.requires_grad_(False)
     with torch.set_grad_enabled(through), cast:
-        imagined = dream(world, start, policy.act_apart, c.horizon)
-    loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus)
+        imagined = dream(world, start, functools.partial(policy.act_apart, noise=noise), c.horizon)
+    loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus, noise)
     loss.backward()
     for p in taught:
         p.requires_grad_(True)
-    return metrics | {"policy/discount": torch.tensor(discount), "policy/entropy_bonus": torch.tensor(bonus)}
+    moved = {"discount": discount, "entropy_bonus": bonus, "noise": noise}
+    return metrics | {f"policy/{name}": torch.tensor(value) for name, value in moved.items()}
 
 
-def _moved(c: PolicyConfig, progress: float) -> tuple[float, float]:
-    """(discount, entropy bonus) at `progress` of a run."""
+def _moved(c: PolicyConfig, progress: float) -> tuple[float, float, float]:
+    """(discount, entropy bonus, noise of the actions) at `progress` of a run."""
     bonus = moving(progress, c.entropy, c.final_entropy) if c.final_entropy else c.entropy
-    return moving_discount(progress, c.discount, c.final_discount), bonus
+    return moving_discount(progress, c.discount, c.final_discount), bonus, moving(progress, 1.0, c.final_noise)
