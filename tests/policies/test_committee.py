@@ -84,11 +84,11 @@ def test_members_learn_as_if_they_were_alone(committee: Committee) -> None:
     alone = [shake(ActorCritic(FEATURES, ACTIONS, committee.discrete, POLICY)) for _ in range(MEMBERS)]
     for one, member in zip(alone, committee.members, strict=True):
         one.load_state_dict(member.state_dict())
-    loss, metrics = committee.loss(told, features, 0.9, 1e-2)
+    loss, metrics = committee.loss(told, features, 0.9, 1e-2, 0.5)
     loss.backward()
     losses = []
     for i, one in enumerate(alone):
-        own, metric = one.loss(*share(told, features, i), 0.9, 1e-2)
+        own, metric = one.loss(*share(told, features, i), 0.9, 1e-2, 0.5)
         own.backward()
         losses.append((own.detach(), metric))
     expect_equal(loss.detach(), sum(own for own, _ in losses), 1e-4)

@@ -141,7 +141,7 @@ def test_the_noise_of_lessons_fades_along_the_run(
     assert float(metrics["policy/noise"]) == pytest.approx(noise)
     assert len(used) == made.config.policy.horizon + 1 and used == pytest.approx([noise] * len(used))
     used.clear()
-    actor.act(torch.zeros(1, made.agent.world.features(made.agent.world.initial(1)).shape[-1]))
+    actor.act(made.agent.world.features(made.agent.world.initial(1)))
     assert used == [1.0]  # reality is explored with the whole of it
 
 

@@ -57,7 +57,8 @@ class ActorCritic(Policy):
         return policy.sample() if sample else policy.mode()
 
     def act_apart(self, features: Tensor, noise: float = 1.0) -> Tensor:
-        """What acts in the dreams that teach: samples (B, A) at features (B, F); of a committee, every member apart."""
+        """What acts in the dreams that teach: samples (B, A) at features (B, F); of a committee, every member apart.
+        noise: what standard deviations of continuous actions are multiplied by."""
         return self.distribution(features, noise).sample()
 
     def value(self, features: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ class Committee(Policy):
         return mean + torch.stack([policy.std for policy in policies]).mean(0) * torch.randn_like(mean)
 
     def act_apart(self, features: Tensor, noise: float = 1.0) -> Tensor:
-        """Sampled actions (M N, A) at features (M N, F), where every member drives N rows: the first the first N."""
+        """Sampled actions (M N, A) at features (M N, F), where every member drives N rows: the first the first N.
+        noise: as of `ActorCritic.act_apart`."""
         parts = features.chunk(len(self.members))
         return torch.cat([member.act_apart(part, noise) for member, part in zip(self.members, parts, strict=True)])
 
@@ -72,22 +73,16 @@ class Committee(Policy):
         """The mean of what the critics expect (...) at features (..., F), in reward units."""
         return torch.stack([member.value(features) for member in self.members]).mean(0)
 
-    def loss(
-        self,
-        dream: Dream,
-        features: Tensor,
-        discount: float | None = None,
-        entropy_bonus: float | None = None,
-        noise: float = 1.0,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, dream: Dream, features: Tensor, *moved: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the members' losses, each on the dreams that it drove itself; metrics are means over them.
 
-        Arguments as of `ActorCritic.loss`; the batch of the dream is M N, as `act_apart` divides it.
+        Arguments as of `ActorCritic.loss`, whose discount, entropy bonus and noise are `moved`; the batch of
+        the dream is M N, as `act_apart` divides it.
         """
         count = len(self.members)
         parts = zip(*(field.chunk(count, 1) for field in dream), strict=True)
         told = [
-            member.loss(Dream(*part), seen, discount, entropy_bonus, noise)
+            member.loss(Dream(*part), seen, *moved)
             for member, part, seen in zip(self.members, parts, features.chunk(count, 1), strict=True)
         ]
         metrics = {name: torch.stack([metric[name] for _, metric in told]).mean() for name in told[0][1]}
