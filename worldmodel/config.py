@@ -180,6 +180,12 @@ class PolicyConfig:
     learn by it (ours; DreamerV3: 1). Where reality is explored by samples, they keep the whole of it."""
     gradient: Literal["reinforce", "dynamics"] = "reinforce"
     """How the actor learns: score function (DreamerV3) or backpropagation through the imagined dynamics."""
+    dynamics_from: float = 0.0
+    """Share of the run after which `gradient` dynamics begins; until then the score function teaches, which finds the
+    first rewards more surely (ours)."""
+    dynamics_starts: int = 0
+    """Imagined trajectories per update while the actor learns through the dynamics, where one costs more; 0 = as many
+    as before, `starts` (ours)."""
     bins: int = 255
     """Two-hot bins of the critic (DreamerV3)."""
     unimix: float = 0.01

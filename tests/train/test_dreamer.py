@@ -145,6 +145,31 @@ def test_the_noise_of_lessons_fades_along_the_run(
     assert used == [1.0]  # reality is explored with the whole of it
 
 
+@pytest.mark.parametrize(("progress", "through"), [(0.0, False), (0.49, False), (0.5, True), (1.0, True)])
+def test_dynamics_begin_to_teach_at_their_share_of_the_run(
+    progress: float, through: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same dream: before it the gradients of the score function, after it those of the dynamics; as many
+    dreams as are wanted of each."""
+    late = {"gradient": "dynamics", "dynamics_from": 0.5, "starts": 7, "dynamics_starts": 3, "smoothness": 0.02}
+    made, told, seen = dreamer(policy=late), [], []
+    real = made.agent.policy.loss
+    monkeypatch.setattr(made.agent.policy, "loss", lambda *args: told.append(args) or real(*args))
+    monkeypatch.setattr(module, "dream", lambda *args: seen.append(args[1]) or dream(*args))
+    made.update(experience(made), progress)
+    assert len(seen[0]) == (3 if through else 7)
+    assert told[0][0].states.requires_grad == told[0][1].requires_grad == told[0][-1] == through
+    grads = []
+    for policy in (late, {"gradient": "dynamics" if through else "reinforce", "smoothness": 0.02}):
+        made = dreamer(policy=policy)
+        start = torch.cat([torch.rand(12, 16) - 0.5, torch.eye(4)[torch.randint(4, (12, 3))].flatten(1)], -1)
+        torch.manual_seed(3)
+        learn_in_dream(made.dreamed, made.agent.policy, start, progress)
+        grads.append({name: p.grad for name, p in made.agent.policy.named_parameters() if p.requires_grad})
+    for name, grad in grads[0].items():
+        assert torch.equal(grad, grads[1][name]), name
+
+
 def test_averaged_agent_has_the_average_or_without_one_the_live_weights() -> None:
     made = dreamer(optim={"average": 0.5})
     for _ in range(2):
@@ -307,11 +332,11 @@ def numbered(terminal: list[list[bool]]) -> tuple[Tensor, Tensor]:
 
 def test_terminal_states_never_start_dreams() -> None:
     states, terminal = numbered([[False, True, False], [False, False, True]])
-    assert dreamer()._starts(states, terminal).flatten().tolist() == [0, 2, 3, 4]  # starts = 0: all others
+    assert dreamer()._starts(states, terminal, 0.0).flatten().tolist() == [0, 2, 3, 4]  # starts = 0: all others
     some = dreamer(policy={"starts": 3})
-    drawn = [some._starts(states, terminal).flatten().tolist() for _ in range(50)]
+    drawn = [some._starts(states, terminal, 0.0).flatten().tolist() for _ in range(50)]
     assert {len(set(row)) for row in drawn} == {3} and {n for row in drawn for n in row} == {0, 2, 3, 4}
-    assert len(dreamer(policy={"starts": 100})._starts(states, terminal)) == 4
+    assert len(dreamer(policy={"starts": 100})._starts(states, terminal, 0.0)) == 4
 
 
 def test_terminal_states_never_start_the_dreams_of_an_update(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,7 @@ class ActorCritic(Policy):
         discount: float | None = None,
         entropy_bonus: float | None = None,
         noise: float = 1.0,
+        through: bool | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor and critic loss on imagined trajectories.
 
@@ -84,27 +85,26 @@ class ActorCritic(Policy):
             dream: horizon H, batch B. features: (H + 1, B, F)
                 of its states; attached to the world's graph only where the actor learns through the dynamics.
                 discount, entropy_bonus: in place of the configured ones. noise: with which the dream was driven.
+            through: whether the actor learns through the dynamics; None: as configured.
 
         Returns: (loss (), metrics name -> ()).
         """
         c = self.config
+        through = c.gradient == "dynamics" if through is None else through
         seen = features.detach()
         with self._cast(seen):
             critic = TwoHot(self.critic(seen))
             with torch.no_grad():
                 slow = TwoHot(self.slow_critic(seen[:-1])).mean()
         discounts = (c.discount if discount is None else discount) * dream.conts
-        values = self._frozen_value(features) if c.gradient == "dynamics" else critic.mean().detach()
+        values = self._frozen_value(features) if through else critic.mean().detach()
         returns = lambda_return(dream.rewards, values[1:], discounts, c.lam)
         weights = discount_weights(discounts.detach())
         self.scale.update(returns.detach())
         advantage = (returns - values[:-1].detach()) / self.scale.value()
         policy = self.distribution(seen[:-1], noise)
         entropy = policy.entropy()
-        if c.gradient == "dynamics":
-            objective = advantage
-        else:
-            objective = policy.log_prob(dream.actions.detach()) * advantage.detach()
+        objective = advantage if through else policy.log_prob(dream.actions.detach()) * advantage.detach()
         bonus = c.entropy if entropy_bonus is None else entropy_bonus
         actor_loss = -(weights * (objective + bonus * entropy)).mean()
         if c.mean_penalty and not self.discrete:

@@ -73,11 +73,11 @@ class Committee(Policy):
         """The mean of what the critics expect (...) at features (..., F), in reward units."""
         return torch.stack([member.value(features) for member in self.members]).mean(0)
 
-    def loss(self, dream: Dream, features: Tensor, *moved: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, dream: Dream, features: Tensor, *moved: float | bool | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the members' losses, each on the dreams that it drove itself; metrics are means over them.
 
-        Arguments as of `ActorCritic.loss`, whose discount, entropy bonus and noise are `moved`; the batch of
-        the dream is M N, as `act_apart` divides it.
+        Arguments as of `ActorCritic.loss`, of which `moved` are all after the features; the batch of the dream is
+        M N, as `act_apart` divides it.
         """
         count = len(self.members)
         parts = zip(*(field.chunk(count, 1) for field in dream), strict=True)

@@ -13,7 +13,7 @@ INTERVALS = {
     "evolution.weight_decay evolution.noise train_every "
     "minutes frames updates pretrain relearn eval_minutes save_minutes env.image_size world.head_layers "
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale world.reward_scale world.cont_scale "
-    "world.vector_scale policy.layers policy.starts policy.entropy "
+    "world.vector_scale policy.layers policy.starts policy.dynamics_starts policy.entropy "
     "policy.final_entropy policy.mean_penalty policy.smoothness policy.max_scale policy.slow_scale policy.replay_value "
     "optim.warmup replay.online replay.after",
     "[1, inf)": "world_models.latent world_models.depth world_models.tokens world_models.memory world_models.mixtures "
@@ -27,7 +27,7 @@ INTERVALS = {
     "(0, inf)": "world_models.mixture_scale evolution.sigma policy.min_std policy.max_std policy.temperature "
     "optim.world_lr optim.policy_lr optim.agc optim.eps replay.gigabytes",
     "[0, 1]": "replay.recent greedy_from policy.lam policy.slow_rate policy.scale_rate "
-    "optim.decay optim.world_decay optim.final",
+    "optim.decay optim.world_decay optim.final policy.dynamics_from",
     "[0, 1)": "world_models.dropout policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 "
     "optim.average",
     "(0, 1]": "world.decode_share world_models.decode_share policy.final_noise",
@@ -66,6 +66,11 @@ def check(config: Config) -> None:
         raise UsageError(
             f"--replay.after {config.replay.after} tells the critic what really came: give --policy.replay-value, the "
             "weight of that lesson"
+        )
+    if config.policy.gradient != "dynamics" and (config.policy.dynamics_from or config.policy.dynamics_starts):
+        raise UsageError(
+            "--policy.dynamics-from and --policy.dynamics-starts are of --policy.gradient dynamics: give that, or set "
+            "them to 0"
         )
     if config.prefill < config.replay.length + 1:
         raise UsageError(f"--prefill {config.prefill} is shorter than a sequence of {config.replay.length} + 1 steps")

@@ -35,7 +35,7 @@ class Dreamer(Learner):
         return f"actor: imagined trajectories only; critic: these, and a replay value loss of {weight:g}{came}"
 
     def _teach_policy(self, batch: Batch, states: Tensor, progress: float) -> dict[str, Tensor]:
-        start = self._starts(states, batch.is_terminal)
+        start = self._starts(states, batch.is_terminal, progress)
         metrics = learn_in_dream(self.dreamed, self.agent.policy, start, progress)
         if self.config.policy.replay_value:
             metrics["loss/replay_value"] = self._learn_from_replay(states, batch, progress)
@@ -47,13 +47,14 @@ class Dreamer(Learner):
     def _stepped(self) -> None:
         self.agent.policy.update_slow()
 
-    def _starts(self, states: Tensor, is_terminal: Tensor) -> Tensor:
+    def _starts(self, states: Tensor, is_terminal: Tensor, progress: float) -> Tensor:
         """Where dreams begin: states (N, S) of the batch, without those where the episode is over; as many for every
         member of a committee."""
         alive, c = states[~is_terminal], self.config.policy
-        if not c.starts:
+        starts = (_through(c, progress) and c.dynamics_starts) or c.starts
+        if not starts:
             return alive.repeat(c.members, 1)
-        drawn = [torch.randperm(len(alive), device=alive.device)[: c.starts] for _ in range(c.members)]
+        drawn = [torch.randperm(len(alive), device=alive.device)[:starts] for _ in range(c.members)]
         return alive[torch.cat(drawn)]
 
     def _learn_from_replay(self, states: Tensor, batch: Batch, progress: float) -> Tensor:
@@ -78,7 +79,7 @@ def learn_in_dream(
     """
     c = policy.config
     discount, bonus, noise = _moved(c, progress)
-    through = c.gradient == "dynamics"
+    through = _through(c, progress)
     # One autocast around the whole dream: weights are converted once, not once a step.
     cast = torch.autocast(start.device.type, policy.precision, enabled=policy.precision != torch.float32)
     taught = [p for p in world.parameters() if p.requires_grad] if through else []
@@ -86,12 +87,17 @@ def learn_in_dream(
         p.requires_grad_(False)
     with torch.set_grad_enabled(through), cast:
         imagined = dream(world, start, functools.partial(policy.act_apart, noise=noise), c.horizon)
-    loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus, noise)
+    loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus, noise, through)
     loss.backward()
     for p in taught:
         p.requires_grad_(True)
     moved = {"discount": discount, "entropy_bonus": bonus, "noise": noise}
     return metrics | {f"policy/{name}": torch.tensor(value) for name, value in moved.items()}
+
+
+def _through(c: PolicyConfig, progress: float) -> bool:
+    """Whether the actor learns through the dynamics at `progress` of a run."""
+    return c.gradient == "dynamics" and progress >= c.dynamics_from
 
 
 def _moved(c: PolicyConfig, progress: float) -> tuple[float, float, float]:
