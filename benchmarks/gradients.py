@@ -1,0 +1,90 @@
+"""What one dreamed action is worth, as the two gradients of an actor see it: score function and dynamics.
+
+python -m benchmarks.gradients checkpoints/carracing --track 1000007 --steps 90 100 --json gradients.json
+
+From single real states of one track, many dreams each. What a dream returns is regressed on the noise of its first
+action (what the score function averages), and differentiated by that action (what backpropagation through the dynamics
+averages). Both estimate the slope of the expected lambda-return, in points per unit of the action; what counts is by
+how much a single dream misses it. (Mohamed et al. 2020, "Monte Carlo gradient estimation in machine learning".)
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import worldmodel
+from worldmodel import storage
+from worldmodel.agent import Agent
+from worldmodel.eval.recording import Recording, record
+from worldmodel.models.base import dream
+from worldmodel.returns import lambda_return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("agent", help="run folder, or an agent folder, of an actor-critic")
+    parser.add_argument("--track", type=int, default=1_000_007)
+    parser.add_argument("--steps", type=int, nargs="+", default=[90, 92, 94, 96, 98, 100], help="agent steps")
+    parser.add_argument("--dreams", type=int, default=3000, help="from every state")
+    parser.add_argument("--noise", type=float, default=1.0, help="what the actor's noise is multiplied by")
+    parser.add_argument("--discount", type=float, default=0.998)
+    parser.add_argument("--json", type=Path, help="write everything here")
+    args = parser.parse_args()
+    agent = worldmodel.load(args.agent)
+    recording = record(agent, args.track, steps=max(args.steps) + 1)
+    rows = []
+    for step, state in states(agent, recording, set(args.steps)):
+        found = slopes(agent, state, args.dreams, args.noise, args.discount)
+        print(step, *(f"| {name} {mean:7.1f} ± {miss:5.1f}" for name, (mean, miss) in found.items()))
+        rows.append({"step": step, **found})
+    if args.json:
+        settings = {name: getattr(args, name) for name in ("agent", "track", "dreams", "noise", "discount")}
+        storage.write_file(args.json, {**settings, "rows": rows})
+
+
+def states(agent: Agent, recording: Recording, steps: set[int]) -> list[tuple[int, Tensor]]:
+    """The agent's posterior state (1, S) at those steps of what was really driven."""
+    state, action, found = agent.world.initial(1), torch.zeros(1, agent.spaces.actions), []
+    with torch.no_grad():
+        for step in range(len(recording)):
+            obs = {name: torch.from_numpy(value[step : step + 1]) for name, value in recording.obs.items()}
+            state = agent.world.observe(state, action, obs, torch.tensor([step == 0]))
+            action = torch.from_numpy(recording.actions[step : step + 1])
+            if step in steps:
+                found.append((step, state))
+    return found
+
+
+def slopes(agent: Agent, state: Tensor, dreams: int, noise: float, discount: float) -> dict[str, tuple[float, float]]:
+    """Slopes of the return by the first action's dimensions: name -> (mean, what a single dream misses it by)."""
+    world, policy = agent.world.requires_grad_(False), agent.policy.requires_grad_(False)
+    added, noises = [], []
+
+    def act(features: Tensor) -> Tensor:
+        chosen = policy.distribution(features, noise)
+        added.append(torch.zeros_like(chosen.mean, requires_grad=True))
+        noises.append(chosen.std * torch.randn_like(chosen.mean))
+        return chosen.mean + noises[-1] + added[-1]
+
+    imagined = dream(world, state.expand(dreams, -1).contiguous(), act, policy.config.horizon)
+    values = policy.value(world.features(imagined.states))
+    returned = lambda_return(imagined.rewards, values[1:], discount * imagined.conts, policy.config.lam)[0]
+    (pathwise,) = torch.autograd.grad(returned.sum(), added[0])
+    noised, outcome = noises[0].detach().double(), returned.detach().double()
+    design = torch.cat([torch.ones(dreams, 1, dtype=noised.dtype), noised], 1)
+    fit = torch.linalg.lstsq(design, outcome[:, None]).solution
+    missed = (outcome[:, None] - design @ fit).std() / noised.std(0)
+    kinds = {"score": (fit[1:, 0], missed), "dynamics": (pathwise.mean(0), pathwise.std(0))}
+    return {
+        f"{kind} {dimension}": (mean[dimension].item(), miss[dimension].item())
+        for kind, (mean, miss) in kinds.items()
+        for dimension in range(noised.shape[1])
+    }
+
+
+if __name__ == "__main__":
+    main()
