@@ -186,6 +186,9 @@ class PolicyConfig:
     dynamics_starts: int = 0
     """Imagined trajectories per update while the actor learns through the dynamics, where one costs more; 0 = as many
     as before, `starts` (ours)."""
+    dynamics_rate: float = 1.0
+    """What `optim.policy_lr` is multiplied by while the actor learns through the dynamics: its gradients agree from
+    update to update, so the same rate moves it several times as far (ours)."""
     bins: int = 255
     """Two-hot bins of the critic (DreamerV3)."""
     unimix: float = 0.01

@@ -99,7 +99,7 @@ def test_what_came_after_teaches_nothing_without_a_weight() -> None:
     check(set_field(config, "policy.replay_value", 0.3))
 
 
-@pytest.mark.parametrize(("name", "value"), [("dynamics_from", 0.2), ("dynamics_starts", 128)])
+@pytest.mark.parametrize(("name", "value"), [("dynamics_from", 0.2), ("dynamics_starts", 128), ("dynamics_rate", 0.3)])
 def test_when_and_where_dynamics_teach_is_of_that_gradient_alone(name: str, value: float) -> None:
     config = set_field(tiny(), f"policy.{name}", value)
     with pytest.raises(UsageError, match=r"are of --policy.gradient dynamics: give that"):

@@ -150,14 +150,20 @@ def test_dynamics_begin_to_teach_at_their_share_of_the_run(
     progress: float, through: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the same dream: before it the gradients of the score function, after it those of the dynamics; as many
-    dreams as are wanted of each."""
-    late = {"gradient": "dynamics", "dynamics_from": 0.5, "starts": 7, "dynamics_starts": 3, "smoothness": 0.02}
+    dreams as are wanted of each, and at the rate of each."""
+    late = {"gradient": "dynamics", "dynamics_from": 0.5, "starts": 7, "dynamics_starts": 3, "dynamics_rate": 0.25}
+    late["smoothness"] = 0.02
     made, told, seen = dreamer(policy=late), [], []
     real = made.agent.policy.loss
     monkeypatch.setattr(made.agent.policy, "loss", lambda *args: told.append(args) or real(*args))
     monkeypatch.setattr(module, "dream", lambda *args: seen.append(args[1]) or dream(*args))
-    made.update(experience(made), progress)
+    weights = {name: value.clone() for name, value in made.agent.policy.actor.named_parameters()}
+    metrics, _ = made.update(experience(made), progress)
     assert len(seen[0]) == (3 if through else 7)
+    assert float(metrics["optim/policy_rate"]) == (0.25 if through else 1.0)
+    moved = [(weights[name] - value).abs().max() for name, value in made.agent.policy.actor.named_parameters()]
+    rate = made.config.optim.policy_lr / made.config.optim.warmup * (0.25 if through else 1)  # of the first step
+    assert max(moved).item() == pytest.approx(rate, rel=0.1)
     assert told[0][0].states.requires_grad == told[0][1].requires_grad == told[0][-1] == through
     grads = []
     for policy in (late, {"gradient": "dynamics" if through else "reinforce", "smoothness": 0.02}):

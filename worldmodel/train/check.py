@@ -30,7 +30,7 @@ INTERVALS = {
     "optim.decay optim.world_decay optim.final policy.dynamics_from",
     "[0, 1)": "world_models.dropout policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 "
     "optim.average",
-    "(0, 1]": "world.decode_share world_models.decode_share policy.final_noise",
+    "(0, 1]": "world.decode_share world_models.decode_share policy.final_noise policy.dynamics_rate",
     "(0, 1)": "policy.discount",
     "[0, 9e18)": "seed",
 }
@@ -67,10 +67,11 @@ def check(config: Config) -> None:
             f"--replay.after {config.replay.after} tells the critic what really came: give --policy.replay-value, the "
             "weight of that lesson"
         )
-    if config.policy.gradient != "dynamics" and (config.policy.dynamics_from or config.policy.dynamics_starts):
+    p = config.policy
+    if p.gradient != "dynamics" and (p.dynamics_from or p.dynamics_starts or p.dynamics_rate != 1):
         raise UsageError(
-            "--policy.dynamics-from and --policy.dynamics-starts are of --policy.gradient dynamics: give that, or set "
-            "them to 0"
+            "--policy.dynamics-from, --policy.dynamics-starts and --policy.dynamics-rate are of --policy.gradient "
+            "dynamics: give that, or leave them at 0, 0 and 1"
         )
     if config.prefill < config.replay.length + 1:
         raise UsageError(f"--prefill {config.prefill} is shorter than a sequence of {config.replay.length} + 1 steps")

@@ -34,6 +34,10 @@ class Dreamer(Learner):
         came = f", of recent episodes with what came up to {after} steps later" if after else ""
         return f"actor: imagined trajectories only; critic: these, and a replay value loss of {weight:g}{came}"
 
+    def _policy_rate(self, progress: float) -> float:
+        c = self.config.policy
+        return c.dynamics_rate if _through(c, progress) else 1.0
+
     def _teach_policy(self, batch: Batch, states: Tensor, progress: float) -> dict[str, Tensor]:
         start = self._starts(states, batch.is_terminal, progress)
         metrics = learn_in_dream(self.dreamed, self.agent.policy, start, progress)

@@ -70,7 +70,7 @@ class Learner:
         o = self.config.optim
         rates = {
             "world": decayed(progress, o.world_decay or o.decay, o.final),
-            "policy": decayed(progress, o.decay, o.final),
+            "policy": decayed(progress, o.decay, o.final) * self._policy_rate(progress),
         }
         self.optimizer.zero_grad()
         with self.clock("world"):
@@ -92,6 +92,10 @@ class Learner:
             self.average.update()
         self.updates += 1
         return metrics | {f"optim/{module}_rate": torch.tensor(rate) for module, rate in rates.items()}, states
+
+    def _policy_rate(self, progress: float) -> float:
+        """What the policy's learning rate is multiplied by besides."""
+        return 1.0
 
     def _teach_policy(self, batch: Batch, states: Tensor, progress: float) -> dict[str, Tensor]:
         """The policy's lesson: leaves gradients for the optimiser, or none; returns metrics."""
