@@ -19,8 +19,10 @@ from torch import Tensor
 import worldmodel
 from worldmodel import storage
 from worldmodel.agent import Agent
-from worldmodel.eval.recording import Recording, record
+from worldmodel.eval.openloop import posterior
+from worldmodel.eval.recording import record
 from worldmodel.models.base import dream
+from worldmodel.policies.actor_critic import ActorCritic
 from worldmodel.returns import lambda_return
 
 
@@ -35,10 +37,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write everything here")
     args = parser.parse_args()
     agent = worldmodel.load(args.agent)
-    recording = record(agent, args.track, steps=max(args.steps) + 1)
+    if not isinstance(agent.policy, ActorCritic) or agent.policy.discrete:
+        parser.error(f"{args.agent}: no single actor-critic with continuous actions")
+    recording = record(agent, args.track)
+    if not all(0 <= step < len(recording) for step in args.steps):
+        parser.error(f"--steps {args.steps}: track {args.track} was over after {len(recording)} steps")
+    torch.manual_seed(0)
+    obs = {name: torch.from_numpy(value)[:, None] for name, value in recording.obs.items()}
+    with torch.no_grad():
+        states, _, _ = posterior(agent.world, obs, torch.from_numpy(recording.actions)[:, None])
     rows = []
-    for step, state in states(agent, recording, set(args.steps)):
-        found = slopes(agent, state, args.dreams, args.noise, args.discount)
+    for step in args.steps:
+        found = slopes(agent, states[step], args.dreams, args.noise, args.discount)
         print(step, *(f"| {name} {mean:7.1f} ± {miss:5.1f}" for name, (mean, miss) in found.items()))
         rows.append({"step": step, **found})
     if args.json:
@@ -46,21 +56,9 @@ def main() -> None:
         storage.write_file(args.json, {**settings, "rows": rows})
 
 
-def states(agent: Agent, recording: Recording, steps: set[int]) -> list[tuple[int, Tensor]]:
-    """The agent's posterior state (1, S) at those steps of what was really driven."""
-    state, action, found = agent.world.initial(1), torch.zeros(1, agent.spaces.actions), []
-    with torch.no_grad():
-        for step in range(len(recording)):
-            obs = {name: torch.from_numpy(value[step : step + 1]) for name, value in recording.obs.items()}
-            state = agent.world.observe(state, action, obs, torch.tensor([step == 0]))
-            action = torch.from_numpy(recording.actions[step : step + 1])
-            if step in steps:
-                found.append((step, state))
-    return found
-
-
 def slopes(agent: Agent, state: Tensor, dreams: int, noise: float, discount: float) -> dict[str, tuple[float, float]]:
-    """Slopes of the return by the first action's dimensions: name -> (mean, what a single dream misses it by)."""
+    """Slopes of what is dreamed from a state (1, S) by the first action's dimensions: name -> (mean, what a single
+    dream misses it by)."""
     world, policy = agent.world.requires_grad_(False), agent.policy.requires_grad_(False)
     added, noises = [], []
 

@@ -37,6 +37,11 @@ def experience(made: Dreamer, seen: str = "both", discrete: bool = False) -> Bat
     return batch(made.agent.world, seen, 5, 4, discrete)
 
 
+def some_states(count: int = 12) -> Tensor:
+    """States (count, S) of the tiny world, of random numbers."""
+    return torch.cat([torch.rand(count, 16) - 0.5, torch.eye(4)[torch.randint(4, (count, 3))].flatten(1)], -1)
+
+
 def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in tensors.items()}
 
@@ -168,7 +173,7 @@ def test_dynamics_begin_to_teach_at_their_share_of_the_run(
     grads = []
     for policy in (late, {"gradient": "dynamics" if through else "reinforce", "smoothness": 0.02}):
         made = dreamer(policy=policy)
-        start = torch.cat([torch.rand(12, 16) - 0.5, torch.eye(4)[torch.randint(4, (12, 3))].flatten(1)], -1)
+        start = some_states()
         torch.manual_seed(3)
         learn_in_dream(made.dreamed, made.agent.policy, start, progress)
         grads.append({name: p.grad for name, p in made.agent.policy.named_parameters() if p.requires_grad})
@@ -247,7 +252,7 @@ def test_the_dynamics_option_changes_the_actors_gradient_only() -> None:
     grads: dict[str, dict[str, Tensor]] = {}
     for gradient in ("reinforce", "dynamics"):
         made = dreamer(policy={"gradient": gradient})
-        start = torch.cat([torch.rand(12, 16) - 0.5, torch.eye(4)[torch.randint(4, (12, 3))].flatten(1)], -1)
+        start = some_states()
         torch.manual_seed(3)
         learn_in_dream(made.dreamed, made.agent.policy, start, 0.0)
         grads[gradient] = {name: p.grad for name, p in made.agent.policy.named_parameters() if p.requires_grad}
