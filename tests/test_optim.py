@@ -13,12 +13,14 @@ from worldmodel.optim import Average, LaProp, clip_to_weights, decayed
 
 
 class Slow:
-    """One tensor's LaProp in Python numbers (DreamerV3's chain: AGC, RMS scaling, momentum, learning rate)."""
+    """One tensor's LaProp in Python numbers (DreamerV3's chain: AGC, RMS scaling, momentum, learning rate), with the
+    decoupled weight decay of AdamW for all but vectors."""
 
-    def __init__(self, weight: Tensor, lr: float, warmup: int, agc=0.3, beta1=0.9, beta2=0.999, eps=1e-20):
+    def __init__(self, weight: Tensor, lr: float, warmup: int, agc=0.3, beta1=0.9, beta2=0.999, eps=1e-20, decay=0.0):
         self.w = weight.flatten().tolist()
         self.m, self.v, self.t = [0.0] * len(self.w), [0.0] * len(self.w), 0
         self.lr, self.warmup, self.agc, self.beta1, self.beta2, self.eps = lr, warmup, agc, beta1, beta2, eps
+        self.decay = decay if weight.dim() > 1 else 0.0
 
     def step(self, grad: Tensor) -> None:
         g = grad.flatten().tolist()
@@ -30,7 +32,7 @@ class Slow:
             self.v[i] = self.beta2 * self.v[i] + (1 - self.beta2) * x * x
             u = x / (math.sqrt(self.v[i] / (1 - self.beta2**self.t)) + self.eps)
             self.m[i] = self.beta1 * self.m[i] + (1 - self.beta1) * u
-            self.w[i] -= lr * self.m[i] / (1 - self.beta1**self.t)
+            self.w[i] -= lr * (self.m[i] / (1 - self.beta1**self.t) + self.decay * self.w[i])
 
 
 def tensors() -> list[nn.Parameter]:
@@ -40,12 +42,15 @@ def tensors() -> list[nn.Parameter]:
     return [nn.Parameter(s * torch.randn(shape, dtype=torch.float64)) for shape, s in zip(shapes, scales, strict=True)]
 
 
-@pytest.mark.parametrize("beta2", [0.999, 0.9])
-def test_laprop_against_the_scalar_loop(beta2: float) -> None:
+@pytest.mark.parametrize(("beta2", "decay"), [(0.999, 0.0), (0.9, 0.0), (0.999, 3.0)])
+def test_laprop_against_the_scalar_loop(beta2: float, decay: float) -> None:
     params = tensors()
-    groups = [{"params": params[:3], "lr": 1e-2}, {"params": params[3:], "lr": 3e-3}]
+    groups = [{"params": params[:3], "lr": 1e-2, "decay": decay}, {"params": params[3:], "lr": 3e-3}]
     optimizer = LaProp(groups, 0.0, warmup=4, beta2=beta2)
-    slow = [Slow(p.detach(), 1e-2 if i < 3 else 3e-3, 4, beta2=beta2) for i, p in enumerate(params)]
+    slow = [
+        Slow(p.detach(), 1e-2 if i < 3 else 3e-3, 4, beta2=beta2, decay=decay if i < 3 else 0.0)
+        for i, p in enumerate(params)
+    ]
     for step in range(12):
         for i, (p, s) in enumerate(zip(params, slow, strict=True)):
             p.grad = torch.randn_like(p) * 10.0 ** (step % 5 - 3 + i % 2)  # some clipped, some not
@@ -133,11 +138,12 @@ def test_clipping_bounds_each_tensor_by_its_own_weight() -> None:
 
 
 def test_step_leaves_gradients_and_unused_parameters_alone() -> None:
-    used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(1, 3))
     optimizer = LaProp([used, unused], 1e-2)
     used.grad = torch.tensor([5.0, 6.0, 7.0])
     optimizer.step()
-    assert used.grad.tolist() == [5.0, 6.0, 7.0] and torch.equal(unused.detach(), torch.ones(3))
+    LaProp([{"params": [unused], "lr": 1e-2, "decay": 1.0}], 0.0).step()  # weight decay does not move them either
+    assert used.grad.tolist() == [5.0, 6.0, 7.0] and torch.equal(unused.detach(), torch.ones(1, 3))
     assert int(optimizer.state[unused]["step"]) == 0 and int(optimizer.state[used]["step"]) == 1
 
 

@@ -253,6 +253,10 @@ class OptimConfig:
     """Learning rate of the world model (prototype: Adam 4e-4; DreamerV3: 4e-5 for far larger models)."""
     policy_lr: float = 1e-4
     """Learning rate of actor and critic (prototype)."""
+    world_weight_decay: float = 0.0
+    """Weight decay of the world model, decoupled (AdamW): its matrices lose this times their learning rate of
+    themselves with every update. A world that sees the same frames a hundred times learns rare ones, spins, by heart
+    (CarRacing: docs/experiments.md; DreamerV3: 0)."""
     warmup: int = 200
     """Updates of linear warm-up (DreamerV3: 1000, for far longer runs)."""
     agc: float = 0.3

@@ -1,4 +1,5 @@
-"""DreamerV3's optimiser, adaptive gradient clipping and LaProp (RMS scaling before momentum); averaged weights."""
+"""DreamerV3's optimiser, adaptive gradient clipping and LaProp (RMS scaling before momentum), with decoupled weight
+decay; averaged weights."""
 
 from __future__ import annotations
 
@@ -16,10 +17,13 @@ class LaProp:
 
         g <- g / max(1, |g| / (agc max(1e-3, |w|)))       per tensor
         v <- b2 v + (1 - b2) g^2;   u = g / (sqrt(v / (1 - b2^t)) + eps)
-        m <- b1 m + (1 - b1) u;     w <- w - rate lr min(1, t / warmup) m / (1 - b1^t)
+        s = rate lr min(1, t / warmup)
+        m <- b1 m + (1 - b1) u;     w <- (1 - s decay) w - s m / (1 - b1^t)
 
     Args:
-        params: parameters, or groups {"params": [...]} that may have an `lr` of their own.
+        params: parameters, or groups {"params": [...]} that may have an `lr` and a `decay` of their own.
+        decay: decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101) of all weights but vectors, which are
+            biases and gains.
 
     Not a `torch.optim.Optimizer`: that base class imports the whole compiler, seconds of every start.
     """
@@ -34,11 +38,12 @@ class LaProp:
         beta2: float = 0.999,
         eps: float = 1e-20,
         warmup: int = 1000,
+        decay: float = 0.0,
     ):
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups}]
-        shared = dict(lr=lr, agc=agc, beta1=beta1, beta2=beta2, eps=eps, warmup=warmup)
+        shared = dict(lr=lr, agc=agc, beta1=beta1, beta2=beta2, eps=eps, warmup=warmup, decay=decay)
         self.param_groups = [shared | group | {"params": list(group["params"])} for group in groups]
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         for group in self.param_groups:
@@ -84,7 +89,11 @@ class LaProp:
             torch._foreach_div_(grads, scale)
             torch._foreach_lerp_(m, grads, 1 - b1)
             warm = [min(1.0, t / max(1, group["warmup"])) for t in counts]
-            steps = [-rate * group["lr"] * share / (1 - b1**t) for share, t in zip(warm, counts, strict=True)]
+            sizes = [rate * group["lr"] * share for share in warm]
+            if group["decay"]:
+                shares = [size * group["decay"] * (p.dim() > 1) for size, p in zip(sizes, params, strict=True)]
+                torch._foreach_mul_(params, [1 - share for share in shares])
+            steps = [-size / (1 - b1**t) for size, t in zip(sizes, counts, strict=True)]
             torch._foreach_add_(params, torch._foreach_mul(m, steps))
 
 

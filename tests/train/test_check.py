@@ -48,6 +48,8 @@ def set_field(config: Config, name: str, value: Any) -> Config:
         ("optim.beta1", 1.0, r"--optim.beta1 must be in \[0, 1\), not 1.0"),
         ("optim.decay", 1.5, r"--optim.decay must be in \[0, 1\], not 1.5"),
         ("optim.world_decay", -0.5, r"--optim.world-decay must be in \[0, 1\], not -0.5"),
+        ("optim.world_weight_decay", -1.0, "--optim.world-weight-decay must be at least 0, not -1.0"),
+        ("optim.world_weight_decay", 1e4, "--optim.world-weight-decay 10000.0 times .*: give less than"),
         ("optim.final", -0.1, r"--optim.final must be in \[0, 1\], not -0.1"),
         ("optim.world_lr", -1e-4, "--optim.world-lr must be more than 0, not -0.0001"),
         ("replay.gigabytes", 1e-6, "--replay.gigabytes 1e-06 holds 1 steps: give at least"),

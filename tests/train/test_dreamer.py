@@ -109,6 +109,20 @@ def test_rates_of_world_and_policy(world_decay: float, progress: float, world: f
         assert (value - old[name]).abs().max().item() == pytest.approx(rate, rel=0.1), name
 
 
+def test_weight_decay_is_of_the_world_alone() -> None:
+    """The world's matrices lose rate x decay of themselves before the same step; everything else moves as without."""
+    falling = {"world_lr": 0.125, "warmup": 1, "decay": 0.125, "final": 0.5}
+    made, plain = dreamer(optim=falling | {"world_weight_decay": 2.0}), dreamer(optim=falling)
+    plain.load_tensors(copied(made.tensors()), 0)
+    old, batch, random = copied(made.agent.weights()), experience(made), torch.get_rng_state()
+    for learner in (made, plain):
+        torch.set_rng_state(random)
+        learner.update(batch, 1.0)
+    for name, value in made.agent.weights().items():
+        shrunk = 0.5 * 0.125 * 2.0 if name.startswith("world.") and value.dim() > 1 else 0.0
+        expect_equal(value, plain.agent.weights()[name] - shrunk * old[name], 1e-5)
+
+
 @pytest.mark.parametrize(("progress", "horizon"), [(0.0, 10.0), (0.5, 20.0), (1.0, 40.0)])
 def test_the_discount_moves_along_with_the_run(
     progress: float, horizon: float, monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,7 @@ INTERVALS = {
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale world.reward_scale world.cont_scale "
     "world.vector_scale policy.layers policy.starts policy.dynamics_starts policy.entropy "
     "policy.final_entropy policy.mean_penalty policy.smoothness policy.max_scale policy.slow_scale policy.replay_value "
-    "optim.warmup replay.online replay.after",
+    "optim.warmup optim.world_weight_decay replay.online replay.after",
     "[1, inf)": "world_models.latent world_models.depth world_models.tokens world_models.memory world_models.mixtures "
     "world_models.units world_models.vector_layers "
     "evolution.starts evolution.horizon evolution.every evolution.generations "
@@ -48,6 +48,13 @@ def check(config: Config) -> None:
     for name in ("world.bins", "world_models.bins", "policy.bins"):
         if attrgetter(name)(config) % 2 == 0:
             raise UsageError(f"{_flag(name)} must be odd, so that one bin is 0, not {attrgetter(name)(config)}")
+    shrinking = config.optim.world_weight_decay * config.optim.world_lr
+    if shrinking >= 1:
+        raise UsageError(
+            f"--optim.world-weight-decay {config.optim.world_weight_decay} times --optim.world-lr "
+            f"{config.optim.world_lr} is the share of itself that a weight loses with every update: give less than "
+            f"{1 / config.optim.world_lr:.3g}"
+        )
     if not (config.minutes or config.frames or config.updates):
         raise UsageError("no budget: give --minutes, --frames or --updates")
     if not config.train_every and not (config.minutes or config.updates):

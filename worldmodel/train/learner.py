@@ -46,10 +46,14 @@ class Learner:
         modules = {"world": self.agent.world, "policy": self.agent.policy}
         named = {f"{m}.{name}": p for m in modules for name, p in modules[m].named_parameters() if p.requires_grad}
         rates = {"world": config.optim.world_lr, "policy": config.optim.policy_lr}
+        decay = {"world": config.optim.world_weight_decay, "policy": 0.0}
         groups = [
-            {"params": [p for name, p in named.items() if name.startswith(f"{module}.")], "lr": rates[module]}
+            {
+                "params": [p for name, p in named.items() if name.startswith(f"{module}.")],
+                "lr": rates[module], "decay": decay[module],
+            }
             for module in modules
-        ]
+        ]  # fmt: skip
         self.optimizer = LaProp.of(groups, 0.0, config.optim)
         self.names = list(named)
         self.average = Average(modules, config.optim.average)
