@@ -61,6 +61,21 @@ def test_it_does_not_touch_the_run_and_happens_once(tmp_path: Path, judge: Judge
     assert len(told(tmp_path / "a")) == 1 and len(told(tmp_path / "a", "final")) == 2
 
 
+@pytest.mark.parametrize("finalists", [1, 3])
+def test_a_finished_run_can_be_given_it_later(tmp_path: Path, judge: Judge, finalists: int) -> None:
+    """Once finalists had met, `--relearn` did nothing any more."""
+    config = tiny(updates=3, eval_minutes=99.0, finalists=finalists)
+    judge.scores = [1.0]
+    train(config, tmp_path)
+    later = dataclasses.replace(config, relearn=2)
+    for scores in ([1.0, 2.0], []):  # once: after that nobody is judged
+        judge.scores = list(scores)
+        with opened(later, tmp_path) as run:
+            run.train()
+        assert Agent.load(tmp_path).card["learning"].startswith("a fresh policy")
+    assert [line["agent"] for line in told(tmp_path, "final")] == ["best", "fresh"]
+
+
 def test_a_signal_abandons_it_and_the_next_session_begins_it_anew(
     tmp_path: Path,
     judge: Judge,

@@ -48,7 +48,8 @@ class Judging:
         self.best: dict[str, Any] | None = None
         """Score and cost of the agent in RUN/best, None before the first evaluation."""
         self.last: dict[str, Any] = {"minutes": 0.0, "frames": 0, "updates": 0}
-        """Counters at the last evaluation; `relearned` once the finalists and the last fresh policy have met."""
+        """Counters at the last evaluation; `relearned` once the finalists and the last fresh policy have met, and then
+        `fresh`: whether there was one."""
         self.renewals = 0
         """Fresh policies tried so far in mid-run."""
 
@@ -71,11 +72,12 @@ class Judging:
                 self._renew(score)
 
     def concluded(self) -> bool:
-        """Whether the last evaluation has been made, if there is to be one, and the finalists have met."""
+        """Whether the last evaluation has been made, if there is to be one, and all have met who are to meet."""
         c = self.run.config
         made = self.last["updates"] == self.run.dreamer.updates
         meet = bool(c.relearn) or c.finalists > 1
-        return not c.eval_minutes or (made and (not meet or "relearned" in self.last))
+        met = "relearned" in self.last and (not c.relearn or self.last.get("fresh", True))
+        return not c.eval_minutes or (made and (not meet or met))
 
     def conclude(self) -> None:
         """The last evaluations; a run that was never judged leaves its last agent in place of its best."""
@@ -90,7 +92,7 @@ class Judging:
         agent = self._fresh(c.relearn_members) if c.relearn else None
         made = self._decide(agent)
         if not run.stopped:
-            self.last |= {"relearned": made}
+            self.last |= {"relearned": made, "fresh": bool(c.relearn)}
 
     def judge(self, fresh: Agent | None = None) -> float | None:
         """The averaged agent, or a fresh one, in reality, on tracks that neither train nor report; the best is kept.
