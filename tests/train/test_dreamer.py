@@ -8,7 +8,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tiny import ACTIONS, SEEN, batch, config, expect_equal, shake, tensors
+from dreamer_helpers import copied, dreamer, experience, some_states
+from tiny import config, expect_equal, shake, tensors
 from torch import Tensor
 
 import worldmodel.train.dreamer as module
@@ -22,28 +23,6 @@ from worldmodel.replay import Replay
 from worldmodel.train.clock import Clock
 from worldmodel.train.collect import Collector
 from worldmodel.train.dreamer import Dreamer, learn_in_dream
-
-
-def dreamer(seen: str = "both", discrete: bool = False, seed: int = 0, **overrides) -> Dreamer:
-    """A tiny learner with random weights everywhere."""
-    torch.manual_seed(seed)
-    made = Dreamer(config(**overrides), Spaces(SEEN[seen], discrete, ACTIONS), "cpu", Clock())
-    shake(made.agent.world)
-    shake(made.agent.policy)
-    return made
-
-
-def experience(made: Dreamer, seen: str = "both", discrete: bool = False) -> Batch:
-    return batch(made.agent.world, seen, 5, 4, discrete)
-
-
-def some_states(count: int = 12) -> Tensor:
-    """States (count, S) of the tiny world, of random numbers."""
-    return torch.cat([torch.rand(count, 16) - 0.5, torch.eye(4)[torch.randint(4, (count, 3))].flatten(1)], -1)
-
-
-def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in tensors.items()}
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
@@ -88,27 +67,6 @@ def test_slow_critic_and_average_follow_the_new_weights() -> None:
         expect_equal(made.average.weights[name], old[name] / 11 + new[name] * 10 / 11, 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("world_decay", "progress", "world", "policy"),
-    [
-        (0.0, 0.0, 1.0, 1.0), (0.0, 0.5, 1.0, 1.0), (0.0, 0.9375, 0.53125, 0.53125), (0.0, 1.0, 0.0625, 0.0625),
-        (0.75, 0.25, 1.0, 1.0), (0.75, 0.625, 0.53125, 1.0), (0.75, 1.0, 0.0625, 0.0625),
-    ],
-)  # fmt: skip
-def test_rates_of_world_and_policy(world_decay: float, progress: float, world: float, policy: float) -> None:
-    """The first update moves every weight by its own warmed-up learning rate, the sign of its gradient."""
-    falling = {"decay": 0.125, "world_decay": world_decay, "final": 0.0625}
-    made = dreamer(optim={"world_lr": 2e-3, "policy_lr": 1e-3, "warmup": 4} | falling)
-    old = copied(made.agent.weights())
-    metrics, _ = made.update(experience(made), progress)
-    assert (float(metrics["optim/world_rate"]), float(metrics["optim/policy_rate"])) == (world, policy)
-    for name, value in made.agent.weights().items():
-        if name.startswith("policy.scale") or "slow_critic" in name:
-            continue
-        rate = (2e-3 * world if name.startswith("world.") else 1e-3 * policy) / 4
-        assert (value - old[name]).abs().max().item() == pytest.approx(rate, rel=0.1), name
-
-
 def test_weight_decay_is_of_the_world_alone() -> None:
     """The world's matrices lose rate x decay of themselves before the same step; everything else moves as without."""
     falling = {"world_lr": 0.125, "warmup": 1, "decay": 0.125, "final": 0.5}
@@ -121,78 +79,6 @@ def test_weight_decay_is_of_the_world_alone() -> None:
     for name, value in made.agent.weights().items():
         shrunk = 0.5 * 0.125 * 2.0 if name.startswith("world.") and value.dim() > 1 else 0.0
         expect_equal(value, plain.agent.weights()[name] - shrunk * old[name], 1e-5)
-
-
-@pytest.mark.parametrize(("progress", "horizon"), [(0.0, 10.0), (0.5, 20.0), (1.0, 40.0)])
-def test_the_discount_moves_along_with_the_run(
-    progress: float, horizon: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = dreamer(policy={"discount": 0.9, "final_discount": 0.975})
-    used, real = [], made.agent.policy.loss
-    monkeypatch.setattr(made.agent.policy, "loss", lambda *args: used.append(args[2]) or real(*args))
-    metrics, _ = made.update(experience(made), progress)
-    assert 1 / (1 - used[0]) == pytest.approx(horizon) == 1 / (1 - float(metrics["policy/discount"]))
-
-
-@pytest.mark.parametrize(("progress", "bonus"), [(0.0, 4e-3), (0.5, 2e-3), (1.0, 1e-3)])
-def test_the_entropy_bonus_moves_along_with_the_run(
-    progress: float, bonus: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = dreamer(policy={"entropy": 4e-3, "final_entropy": 1e-3})
-    used, real = [], made.agent.policy.loss
-    monkeypatch.setattr(made.agent.policy, "loss", lambda *args: used.append(args[3]) or real(*args))
-    metrics, _ = made.update(experience(made), progress)
-    assert used[0] == pytest.approx(bonus) == float(metrics["policy/entropy_bonus"])
-    constant = dreamer(policy={"entropy": 4e-3})
-    assert float(constant.update(experience(constant), progress)[0]["policy/entropy_bonus"]) == pytest.approx(4e-3)
-
-
-@pytest.mark.parametrize(("progress", "noise"), [(0.0, 1.0), (0.5, 0.5), (1.0, 0.25)])
-def test_the_noise_of_lessons_fades_along_the_run(
-    progress: float, noise: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of what drives the dream, and of what its actions are then held to be likely by."""
-    made = dreamer(policy={"final_noise": 0.25})
-    actor, used = made.agent.policy, []
-    real = actor.distribution
-    monkeypatch.setattr(actor, "distribution", lambda seen, noise=1.0: used.append(noise) or real(seen, noise))
-    metrics, _ = made.update(experience(made), progress)
-    assert float(metrics["policy/noise"]) == pytest.approx(noise)
-    assert len(used) == made.config.policy.horizon + 1 and used == pytest.approx([noise] * len(used))
-    used.clear()
-    actor.act(made.agent.world.features(made.agent.world.initial(1)))
-    assert used == [1.0]  # reality is explored with the whole of it
-
-
-@pytest.mark.parametrize(("progress", "through"), [(0.0, False), (0.49, False), (0.5, True), (1.0, True)])
-def test_dynamics_begin_to_teach_at_their_share_of_the_run(
-    progress: float, through: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the same dream: before it the gradients of the score function, after it those of the dynamics; as many
-    dreams as are wanted of each, and at the rate of each."""
-    late = {"gradient": "dynamics", "dynamics_from": 0.5, "starts": 7, "dynamics_starts": 3, "dynamics_rate": 0.25}
-    late["smoothness"] = 0.02
-    made, told, seen = dreamer(policy=late), [], []
-    real = made.agent.policy.loss
-    monkeypatch.setattr(made.agent.policy, "loss", lambda *args: told.append(args) or real(*args))
-    monkeypatch.setattr(module, "dream", lambda *args: seen.append(args[1]) or dream(*args))
-    weights = {name: value.clone() for name, value in made.agent.policy.actor.named_parameters()}
-    metrics, _ = made.update(experience(made), progress)
-    assert len(seen[0]) == (3 if through else 7)
-    assert float(metrics["optim/policy_rate"]) == (0.25 if through else 1.0)
-    moved = [(weights[name] - value).abs().max() for name, value in made.agent.policy.actor.named_parameters()]
-    rate = made.config.optim.policy_lr / made.config.optim.warmup * (0.25 if through else 1)  # of the first step
-    assert max(moved).item() == pytest.approx(rate, rel=0.1)
-    assert told[0][0].states.requires_grad == told[0][1].requires_grad == told[0][-1] == through
-    grads = []
-    for policy in (late, {"gradient": "dynamics" if through else "reinforce", "smoothness": 0.02}):
-        made = dreamer(policy=policy)
-        start = some_states()
-        torch.manual_seed(3)
-        learn_in_dream(made.dreamed, made.agent.policy, start, progress)
-        grads.append({name: p.grad for name, p in made.agent.policy.named_parameters() if p.requires_grad})
-    for name, grad in grads[0].items():
-        assert torch.equal(grad, grads[1][name]), name
 
 
 def test_averaged_agent_has_the_average_or_without_one_the_live_weights() -> None:
