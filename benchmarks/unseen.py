@@ -38,19 +38,20 @@ def main() -> None:
     parser.add_argument("--tracks", type=int, nargs="+", default=[TRACKS["select"] + i for i in range(8)])
     parser.add_argument("--json", type=Path, help="write everything here")
     args = parser.parse_args()
+    worlds = {name: worldmodel.load(name).world for name in args.agents}
+    for name, world in worlds.items():
+        if not hasattr(world, "surprise"):
+            parser.error(f"{name}: a {type(world).__name__} has no prior to be surprised")
     driver = worldmodel.load(args.driver or args.agents[0])
     episodes = [record(driver, track) for track in args.tracks]
     met = [accident(episode.rewards) for episode in episodes]
     scores = [f"{track} ({episode.rewards.sum():.0f})" for track, episode in zip(args.tracks, episodes, strict=True)]
     print(f"{sum(map(bool, met))} accidents in {len(episodes)} episodes: {', '.join(scores)}")
     rows = []
-    for name in args.agents:
-        agent = worldmodel.load(name)
-        if not hasattr(agent.world, "surprise"):
-            parser.error(f"{name}: a {type(agent.world).__name__} has no prior to be surprised")
-        seen = [foresight(agent.world, episode) for episode in episodes]
+    for name, world in worlds.items():
+        seen = [foresight(world, episode) for episode in episodes]
         row = {"agent": name}
-        for part in ("accident", "else"):
+        for part in ("accident", "before"):
             steps = np.concatenate([choose(values, where, part) for values, where in zip(seen, met, strict=True)], 1)
             if steps.size:
                 kl, reward = map(float, steps.mean(1))
@@ -63,15 +64,13 @@ def main() -> None:
 
 def accident(rewards: np.ndarray) -> slice | None:
     """The steps of the first accident among `rewards` (T,); None without one."""
-    barren = np.lib.stride_tricks.sliding_window_view(rewards[1:] <= 0, BARREN).all(1)  # of step 0 there is none
-    if not barren.any():
-        return None
-    first = 1 + int(np.argmax(barren))
-    return slice(max(1, first - BEFORE), first + AFTER)
+    steps = range(1, len(rewards) - BARREN + 1)  # step 0 has no reward
+    first = next((t for t in steps if (rewards[t : t + BARREN] <= 0).all()), None)
+    return None if first is None else slice(max(1, first - BEFORE), first + AFTER)
 
 
 def choose(values: np.ndarray, where: slice | None, part: str) -> np.ndarray:
-    """The columns of `values` (2, T) in an accident, or else those before it: what comes after it is neither."""
+    """The columns of `values` (2, T) in an accident, or those before it: what comes after it is neither."""
     if part == "accident":
         return values[:, where] if where else values[:, :0]
     return values[:, 1 : where.start if where else None]

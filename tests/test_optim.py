@@ -45,7 +45,7 @@ def tensors() -> list[nn.Parameter]:
 @pytest.mark.parametrize(("beta2", "decay"), [(0.999, 0.0), (0.9, 0.0), (0.999, 3.0)])
 def test_laprop_against_the_scalar_loop(beta2: float, decay: float) -> None:
     params = tensors()
-    groups = [{"params": params[:3], "lr": 1e-2, "decay": decay}, {"params": params[3:], "lr": 3e-3}]
+    groups = [{"params": params[:3], "lr": 1e-2, "weight_decay": decay}, {"params": params[3:], "lr": 3e-3}]
     optimizer = LaProp(groups, 0.0, warmup=4, beta2=beta2)
     slow = [
         Slow(p.detach(), 1e-2 if i < 3 else 3e-3, 4, beta2=beta2, decay=decay if i < 3 else 0.0)
@@ -142,7 +142,7 @@ def test_step_leaves_gradients_and_unused_parameters_alone() -> None:
     optimizer = LaProp([used, unused], 1e-2)
     used.grad = torch.tensor([5.0, 6.0, 7.0])
     optimizer.step()
-    LaProp([{"params": [unused], "lr": 1e-2, "decay": 1.0}], 0.0).step()  # weight decay does not move them either
+    LaProp([{"params": [unused], "lr": 1e-2, "weight_decay": 1.0}], 0.0).step()  # nor are they decayed
     assert used.grad.tolist() == [5.0, 6.0, 7.0] and torch.equal(unused.detach(), torch.ones(1, 3))
     assert int(optimizer.state[unused]["step"]) == 0 and int(optimizer.state[used]["step"]) == 1
 

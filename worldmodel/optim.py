@@ -18,11 +18,11 @@ class LaProp:
         g <- g / max(1, |g| / (agc max(1e-3, |w|)))       per tensor
         v <- b2 v + (1 - b2) g^2;   u = g / (sqrt(v / (1 - b2^t)) + eps)
         s = rate lr min(1, t / warmup)
-        m <- b1 m + (1 - b1) u;     w <- (1 - s decay) w - s m / (1 - b1^t)
+        m <- b1 m + (1 - b1) u;     w <- (1 - s weight_decay) w - s m / (1 - b1^t)
 
     Args:
-        params: parameters, or groups {"params": [...]} that may have an `lr` and a `decay` of their own.
-        decay: decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101) of all weights but vectors, which are
+        params: parameters, or groups {"params": [...]} that may have an `lr` and a `weight_decay` of their own.
+        weight_decay: decoupled (Loshchilov and Hutter, arXiv 1711.05101) of all weights but vectors, which are
             biases and gains.
 
     Not a `torch.optim.Optimizer`: that base class imports the whole compiler, seconds of every start.
@@ -38,12 +38,14 @@ class LaProp:
         beta2: float = 0.999,
         eps: float = 1e-20,
         warmup: int = 1000,
-        decay: float = 0.0,
+        weight_decay: float = 0.0,
     ):
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
             groups = [{"params": groups}]
-        shared = dict(lr=lr, agc=agc, beta1=beta1, beta2=beta2, eps=eps, warmup=warmup, decay=decay)
+        shared = dict(
+            lr=lr, agc=agc, beta1=beta1, beta2=beta2, eps=eps, warmup=warmup, weight_decay=weight_decay
+        )  # fmt: skip
         self.param_groups = [shared | group | {"params": list(group["params"])} for group in groups]
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         for group in self.param_groups:
@@ -90,9 +92,8 @@ class LaProp:
             torch._foreach_lerp_(m, grads, 1 - b1)
             warm = [min(1.0, t / max(1, group["warmup"])) for t in counts]
             sizes = [rate * group["lr"] * share for share in warm]
-            if group["decay"]:
-                shares = [size * group["decay"] * (p.dim() > 1) for size, p in zip(sizes, params, strict=True)]
-                torch._foreach_mul_(params, [1 - share for share in shares])
+            if decay := group["weight_decay"]:
+                torch._foreach_mul_(params, [1 - s * decay * (p.dim() > 1) for s, p in zip(sizes, params, strict=True)])
             steps = [-size / (1 - b1**t) for size, t in zip(sizes, counts, strict=True)]
             torch._foreach_add_(params, torch._foreach_mul(m, steps))
 

@@ -218,7 +218,7 @@ def test_moments_of_renewal(times: int, done: float, due: int) -> None:
 
 
 def test_wrong_settings_are_named() -> None:
-    with pytest.raises(UsageError, match="--relearn needs evaluations"):
+    with pytest.raises(UsageError, match=r"--relearn needs evaluations .* give --eval-minutes, or --relearn 0"):
         check(tiny(relearn=5, eval_minutes=0.0))
     with pytest.raises(UsageError, match="--relearn teaches a fresh actor-critic"):
         check(tiny(relearn=5, eval_minutes=1.0, policy=dataclasses.replace(tiny().policy, kind="evolution")))

@@ -93,9 +93,13 @@ def check(config: Config) -> None:
     if config.relearn and config.policy.kind != "actor-critic":
         raise UsageError("--relearn teaches a fresh actor-critic: leave it at 0 with another --policy.kind")
     if config.relearn and not config.eval_minutes:
-        raise UsageError("--relearn needs evaluations that choose between the policies: give --eval-minutes")
+        raise UsageError(
+            "--relearn needs evaluations that choose between the policies: give --eval-minutes, or --relearn 0"
+        )
     if config.finalists > 1 and not config.eval_minutes:
-        raise UsageError(f"--finalists {config.finalists} are chosen by evaluations: give --eval-minutes")
+        raise UsageError(
+            f"--finalists {config.finalists} are chosen by evaluations: give --eval-minutes, or --finalists 1"
+        )
     if config.policy.final_entropy and not config.policy.entropy:
         raise UsageError("--policy.final-entropy is approached from --policy.entropy, which must then not be 0")
 

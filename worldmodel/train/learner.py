@@ -45,18 +45,15 @@ class Learner:
         self.averaged = build(config, spaces, precision).to(device)
         modules = {"world": self.agent.world, "policy": self.agent.policy}
         named = {f"{m}.{name}": p for m in modules for name, p in modules[m].named_parameters() if p.requires_grad}
-        rates = {"world": config.optim.world_lr, "policy": config.optim.policy_lr}
-        decay = {"world": config.optim.world_weight_decay, "policy": 0.0}
+        o = config.optim
+        settings = {"world": {"lr": o.world_lr, "weight_decay": o.world_weight_decay}, "policy": {"lr": o.policy_lr}}
         groups = [
-            {
-                "params": [p for name, p in named.items() if name.startswith(f"{module}.")],
-                "lr": rates[module], "decay": decay[module],
-            }
+            {"params": [p for name, p in named.items() if name.startswith(f"{module}.")]} | settings[module]
             for module in modules
-        ]  # fmt: skip
-        self.optimizer = LaProp.of(groups, 0.0, config.optim)
+        ]
+        self.optimizer = LaProp.of(groups, 0.0, o)
         self.names = list(named)
-        self.average = Average(modules, config.optim.average)
+        self.average = Average(modules, o.average)
         self.updates = 0
 
     @property
