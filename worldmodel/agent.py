@@ -132,6 +132,11 @@ class Agent:
             out[name] = value
         return out
 
+    @property
+    def discount(self) -> float:
+        """Of the returns that the critic foretells: where a run moves it along, what it had come to with this agent."""
+        return self.card.get("discount", self.config.policy.discount)
+
     def fork(self) -> Agent:
         """An agent with the same weights and a state of its own."""
         other = copy.copy(self)

@@ -48,6 +48,20 @@ def test_best_agent_is_kept_and_comes_from_the_selection_tracks(tmp_path: Path, 
     assert set(judge.seeds) == {TRACKS["select"], TRACKS["select"] + 1}
 
 
+def test_the_card_tells_how_far_the_critic_looks(
+    tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a run moves the discount along, an agent of its middle foretells other returns than one of its end."""
+    judge.scores = [1.0, 2.0, 3.0]
+    policy = dataclasses.replace(tiny().policy, discount=0.9, final_discount=0.975)
+    with opened(tiny(updates=3, policy=policy), tmp_path) as run:
+        run.train()
+        for done, horizon in ((0.0, 10), (0.5, 20), (1.0, 40)):
+            monkeypatch.setattr(run, "done", lambda done=done: done)
+            run.judging.judge()
+            assert 1 / (1 - load(tmp_path).discount) == pytest.approx(horizon)
+
+
 def test_bug_best_agent_saved_after_the_last_checkpoint_was_overwritten_by_a_worse_one(
     tmp_path: Path, judge: Judge
 ) -> None:

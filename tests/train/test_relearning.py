@@ -47,6 +47,14 @@ def test_it_is_kept_where_reality_prefers_it(tmp_path: Path, judge: Judge, score
     assert finals == [("best", scores[1]), ("fresh", scores[2])]
 
 
+def test_its_critic_looks_as_far_as_a_run_does_in_the_end(tmp_path: Path, judge: Judge) -> None:
+    judge.scores = [1.0, 1.0, 2.0]
+    policy = dataclasses.replace(tiny().policy, discount=0.9, final_discount=0.975)
+    with opened(tiny(updates=3, eval_minutes=99.0, relearn=2, policy=policy), tmp_path) as run:
+        run.train()
+    assert Agent.load(tmp_path / "fresh").discount == 0.975
+
+
 def test_it_does_not_touch_the_run_and_happens_once(tmp_path: Path, judge: Judge) -> None:
     judge.scores = [1.0, 1.0, 2.0]
     with opened(tiny(updates=3, eval_minutes=99.0, relearn=2), tmp_path / "a") as run:

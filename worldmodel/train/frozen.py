@@ -124,7 +124,8 @@ def fresh_agent(agent: Agent, replay: Replay, members: int, seed: int, note: Not
     told = f"CMA-ES), {c.relearn} generations" if evolved else f"actor-critics: {members}), {c.relearn} updates"
     made.card = {
         "learning": f"a fresh policy ({told} in dreams of this run's world, "
-        "frozen; no replay value loss; the world learned from what the run has lived"
+        "frozen; no replay value loss; the world learned from what the run has lived",
+        "discount": c.policy.final_discount or c.policy.discount,
     }
     return made
 

@@ -21,6 +21,7 @@ from worldmodel.agent import Agent
 from worldmodel.config import TRACKS
 from worldmodel.errors import CorruptError, UsageError
 from worldmodel.eval.real import Evaluation, evaluate
+from worldmodel.returns import moving_discount
 from worldmodel.train.frozen import fresh_agent, renewals_due
 from worldmodel.train.hindsight import Hindsight, look_back, quick_gap
 from worldmodel.train.watch import open_loop_video
@@ -97,7 +98,7 @@ class Judging:
     def judge(self, fresh: Agent | None = None) -> float | None:
         """The averaged agent, or a fresh one, in reality, on tracks that neither train nor report; the best is kept.
         Its mean return, None if a signal stopped it."""
-        run, agent = self.run, fresh or self.run.dreamer.averaged_agent()
+        run, agent = self.run, fresh or self._own()
         result = self._drive(agent, 0, run.config.eval_episodes)
         if result is None:
             return None
@@ -115,6 +116,13 @@ class Judging:
         self._look_into(agent, seen)
         self.last = run.counters()
         return score
+
+    def _own(self) -> Agent:
+        """What the run has come to."""
+        run, c = self.run, self.run.config.policy
+        agent = run.dreamer.averaged_agent()
+        agent.card = {"discount": moving_discount(run.done(), c.discount, c.final_discount)}
+        return agent
 
     def _drive(self, agent: Agent, first: int, count: int) -> Evaluation | None:
         """`agent` on `count` tracks of the selection range, from its `first` one on."""

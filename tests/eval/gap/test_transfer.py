@@ -156,11 +156,15 @@ def test_sampled_actions_are_sampled_in_the_dream_too(env):
 # -- the critic -------------------------------------------------------------------------------------------------------
 
 
-def test_the_critic_is_held_against_what_came(lived):
+@pytest.mark.parametrize("moved", [None, 0.8])
+def test_the_critic_is_held_against_what_came(lived, moved):
+    """Bug: that of a run that moves its discount was held against returns at the first one, and looked optimistic."""
     agent = gap_fakes.agent(policy=Critic())
+    agent.card = {"discount": moved} if moved else {}
     starts = choose_starts(lived, 24, 1)
     found = values.calibration(agent, starts)
-    gamma = agent.config.policy.discount
+    gamma = moved or agent.config.policy.discount
+    assert gamma == found["discount"]
     for point, start in zip(found["points"], starts, strict=True):
         assert point["value"] == 2 * start.t + 1 and point["bootstrapped"] == start.lived.truncated
         end = start.lived.length - 1 if start.lived.truncated else start.lived.length

@@ -221,7 +221,7 @@ def _values(agent: Agent, dreamed: Dream) -> tuple[np.ndarray | None, np.ndarray
     """The critic at the starts, and the discounted return of the dream that it bootstraps."""
     if not hasattr(agent.policy, "value"):
         return None, None
-    gamma, horizon = agent.config.policy.discount, len(dreamed.rewards)
+    gamma, horizon = agent.discount, len(dreamed.rewards)
     with torch.no_grad():
         first, last = (agent.policy.value(agent.world.features(dreamed.states[t])).double() for t in (0, -1))
     powers = gamma ** torch.arange(horizon + 1, dtype=torch.float64, device=first.device)

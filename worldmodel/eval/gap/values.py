@@ -31,7 +31,7 @@ def calibration(agent: Agent, starts: Sequence[Start], seed: int = 0) -> dict[st
     """
     if not starts or not hasattr(agent.policy, "value"):
         return None
-    gamma, device = agent.config.policy.discount, device_of(agent.world)
+    gamma, device = agent.discount, device_of(agent.world)
     last = [Start(start.lived, start.lived.length - 1) for start in starts]
     with torch.no_grad():
         states = torch.from_numpy(np.stack([s.state for s in (*starts, *last)])).to(device)
