@@ -36,7 +36,6 @@ PRESETS: dict[str, Config] = {
         policy=PolicyConfig(
             final_discount=0.999,
             final_entropy=1e-4,
-            final_noise=0.3,
             mean_penalty=1e-3,
             smoothness=0.02,
             max_scale=100.0,
@@ -91,7 +90,7 @@ PRESETS["carracing-fast"] = replace(
     finalists=1,
     eval_minutes=4.5,
     greedy_from=1.0,
-    policy=replace(PRESETS["carracing"].policy, final_discount=0.995, final_entropy=2e-4, final_noise=0.5),
+    policy=replace(PRESETS["carracing"].policy, final_discount=0.995, final_entropy=2e-4),
 )
 # As its figures were made.
 PRESETS["world-models"] = replace(
