@@ -205,6 +205,9 @@ class PolicyConfig:
     """Weight of the squared change of a continuous policy's mean from one dreamed step to the next: what steers from
     end to end and back drives slowly, and hardly finds its way out of it (the temporal term of CAPS, Mysore et al.
     2021, arXiv 2012.06644, which is not squared; CarRacing: docs/experiments.md; DreamerV3: 0)."""
+    smoothness_from: float = 0.0
+    """Share of the run after which `smoothness` counts: a beginner has to swing the wheel to find out what it does
+    (ours)."""
     slow_rate: float = 0.02
     """Rate at which the slow critic follows the critic (DreamerV3)."""
     slow_scale: float = 1.0

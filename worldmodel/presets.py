@@ -38,6 +38,7 @@ PRESETS: dict[str, Config] = {
             final_entropy=1e-4,
             mean_penalty=1e-3,
             smoothness=0.02,
+            smoothness_from=0.25,
             max_scale=100.0,
             replay_value=10.0,
             beliefs=4,

@@ -15,7 +15,7 @@ from torch.distributions import Categorical, Independent, Normal
 
 from worldmodel.distributions import TwoHot
 from worldmodel.models.base import Dream, Step, WorldModel, dream
-from worldmodel.policies.actor_critic import ActorCritic, ReturnScale
+from worldmodel.policies.actor_critic import ActorCritic, Lesson, ReturnScale
 
 FEATURES = 6
 
@@ -113,7 +113,7 @@ def test_a_discount_in_place_of_the_configured_one() -> None:
     near = policy(discount=0.5)
     torch.manual_seed(4)
     far = policy(discount=0.9)
-    assert near.loss(told, features, 0.9)[0] == far.loss(told, features)[0]
+    assert near.loss(told, features, Lesson.at(0.0, far.config))[0] == far.loss(told, features)[0]
 
 
 def test_an_entropy_bonus_that_is_given_stands_in_for_the_configured_one() -> None:
@@ -122,7 +122,8 @@ def test_an_entropy_bonus_that_is_given_stands_in_for_the_configured_one() -> No
     free = policy(entropy=0.0)
     torch.manual_seed(1)
     bound = policy(entropy=0.2)
-    assert free.loss(told, features, None, 0.2)[0] == bound.loss(told, features)[0] != free.loss(told, features)[0]
+    given = Lesson.at(0.0, bound.config)
+    assert free.loss(told, features, given)[0] == bound.loss(told, features)[0] != free.loss(told, features)[0]
 
 
 def slow_replay_loss(made: ActorCritic, features: Tensor, reward: Tensor, first: Tensor, terminal: Tensor) -> Tensor:

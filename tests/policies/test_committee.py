@@ -12,7 +12,7 @@ from torch import Tensor
 from worldmodel.agent import build
 from worldmodel.envs import Spaces
 from worldmodel.models.base import Dream
-from worldmodel.policies.actor_critic import ActorCritic
+from worldmodel.policies.actor_critic import ActorCritic, Lesson
 from worldmodel.policies.committee import Committee, actor_critic
 
 FEATURES, MEMBERS, EACH = 6, 3, 4
@@ -84,11 +84,12 @@ def test_members_learn_as_if_they_were_alone(committee: Committee) -> None:
     alone = [shake(ActorCritic(FEATURES, ACTIONS, committee.discrete, POLICY)) for _ in range(MEMBERS)]
     for one, member in zip(alone, committee.members, strict=True):
         one.load_state_dict(member.state_dict())
-    loss, metrics = committee.loss(told, features, 0.9, 1e-2, 0.5)
+    lesson = Lesson(discount=0.9, entropy_bonus=1e-2, noise=0.5, smoothness=0.1, through=False)
+    loss, metrics = committee.loss(told, features, lesson)
     loss.backward()
     losses = []
     for i, one in enumerate(alone):
-        own, metric = one.loss(*share(told, features, i), 0.9, 1e-2, 0.5)
+        own, metric = one.loss(*share(told, features, i), lesson)
         own.backward()
         losses.append((own.detach(), metric))
     expect_equal(loss.detach(), sum(own for own, _ in losses), 1e-4)

@@ -38,7 +38,7 @@ def test_the_discount_moves_along_with_the_run(
 ) -> None:
     made = dreamer(policy={"discount": 0.9, "final_discount": 0.975})
     used, real = [], made.agent.policy.loss
-    monkeypatch.setattr(made.agent.policy, "loss", lambda *args: used.append(args[2]) or real(*args))
+    monkeypatch.setattr(made.agent.policy, "loss", lambda *args: used.append(args[2].discount) or real(*args))
     metrics, _ = made.update(experience(made), progress)
     assert 1 / (1 - used[0]) == pytest.approx(horizon) == 1 / (1 - float(metrics["policy/discount"]))
 
@@ -49,7 +49,7 @@ def test_the_entropy_bonus_moves_along_with_the_run(
 ) -> None:
     made = dreamer(policy={"entropy": 4e-3, "final_entropy": 1e-3})
     used, real = [], made.agent.policy.loss
-    monkeypatch.setattr(made.agent.policy, "loss", lambda *args: used.append(args[3]) or real(*args))
+    monkeypatch.setattr(made.agent.policy, "loss", lambda *args: used.append(args[2].entropy_bonus) or real(*args))
     metrics, _ = made.update(experience(made), progress)
     assert used[0] == pytest.approx(bonus) == float(metrics["policy/entropy_bonus"])
     constant = dreamer(policy={"entropy": 4e-3})
@@ -73,6 +73,21 @@ def test_the_noise_of_lessons_fades_along_the_run(
     assert used == [1.0]  # reality is explored with the whole of it
 
 
+@pytest.mark.parametrize(("progress", "counts"), [(0.0, False), (0.24, False), (0.25, True), (1.0, True)])
+def test_change_costs_something_from_its_share_of_the_run_on(progress: float, counts: bool) -> None:
+    """The same dream, the same gradients as where it always counts, or never."""
+    grads = []
+    for policy in ({"smoothness": 0.5, "smoothness_from": 0.25}, {"smoothness": 0.5 if counts else 0.0}):
+        made = dreamer(policy=policy)
+        start = some_states()
+        torch.manual_seed(3)
+        metrics = learn_in_dream(made.dreamed, made.agent.policy, start, progress)
+        assert float(metrics["policy/smoothness"]) == (0.5 if counts else 0.0)
+        grads.append({name: p.grad for name, p in made.agent.policy.named_parameters() if p.requires_grad})
+    for name, grad in grads[0].items():
+        assert torch.equal(grad, grads[1][name]), name
+
+
 @pytest.mark.parametrize(("progress", "through"), [(0.0, False), (0.49, False), (0.5, True), (1.0, True)])
 def test_dynamics_begin_to_teach_at_their_share_of_the_run(
     progress: float, through: bool, monkeypatch: pytest.MonkeyPatch
@@ -92,7 +107,7 @@ def test_dynamics_begin_to_teach_at_their_share_of_the_run(
     moved = [(weights[name] - value).abs().max() for name, value in made.agent.policy.actor.named_parameters()]
     rate = made.config.optim.policy_lr / made.config.optim.warmup * (0.25 if through else 1)  # of the first step
     assert max(moved).item() == pytest.approx(rate, rel=0.1)
-    assert told[0][0].states.requires_grad == told[0][1].requires_grad == told[0][-1] == through
+    assert told[0][0].states.requires_grad == told[0][1].requires_grad == told[0][2].through == through
     grads = []
     for policy in (late, {"gradient": "dynamics" if through else "reinforce", "smoothness": 0.02}):
         made = dreamer(policy=policy)

@@ -48,9 +48,7 @@ def test_best_agent_is_kept_and_comes_from_the_selection_tracks(tmp_path: Path, 
     assert set(judge.seeds) == {TRACKS["select"], TRACKS["select"] + 1}
 
 
-def test_the_card_tells_how_far_the_critic_looks(
-    tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_card_tells_how_far_the_critic_looks(tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a run moves the discount along, an agent of its middle foretells other returns than one of its end."""
     judge.scores = [1.0, 2.0, 3.0]
     policy = dataclasses.replace(tiny().policy, discount=0.9, final_discount=0.975)

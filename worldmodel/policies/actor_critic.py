@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,33 @@ from worldmodel.distributions import BoundedNormal, OneHot, TwoHot, unimix
 from worldmodel.models.base import Dream
 from worldmodel.nets import MLP
 from worldmodel.policies.base import Policy
-from worldmodel.returns import discount_weights, lambda_return
+from worldmodel.returns import discount_weights, lambda_return, moving, moving_discount
 
 SATURATED = 0.95
 """A mean beyond this is counted as saturated: the slope of tanh is a tenth there."""
+
+
+class Lesson(NamedTuple):
+    """What moves along a run in the loss of an actor-critic, at one moment of it."""
+
+    discount: float
+    entropy_bonus: float
+    noise: float
+    """What the standard deviations of continuous actions were multiplied by in the dream."""
+    smoothness: float
+    through: bool
+    """Whether the actor learns through the dynamics."""
+
+    @classmethod
+    def at(cls, progress: float, c: PolicyConfig) -> Lesson:
+        """At `progress` (0 to 1) of a run."""
+        return cls(
+            discount=moving_discount(progress, c.discount, c.final_discount),
+            entropy_bonus=moving(progress, c.entropy, c.final_entropy) if c.final_entropy else c.entropy,
+            noise=moving(progress, 1.0, c.final_noise),
+            smoothness=c.smoothness if progress >= c.smoothness_from else 0.0,
+            through=c.gradient == "dynamics" and progress >= c.dynamics_from,
+        )
 
 
 class ActorCritic(Policy):
@@ -66,15 +90,7 @@ class ActorCritic(Policy):
         with self._cast(features):
             return TwoHot(self.critic(features)).mean()
 
-    def loss(
-        self,
-        dream: Dream,
-        features: Tensor,
-        discount: float | None = None,
-        entropy_bonus: float | None = None,
-        noise: float = 1.0,
-        through: bool | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, dream: Dream, features: Tensor, lesson: Lesson | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor and critic loss on imagined trajectories.
 
             state     s_0     s_1     ...     s_{H-1}     s_H
@@ -84,19 +100,18 @@ class ActorCritic(Policy):
         Args:
             dream: horizon H, batch B. features: (H + 1, B, F)
                 of its states; attached to the world's graph only where the actor learns through the dynamics.
-                discount, entropy_bonus: in place of the configured ones. noise: with which the dream was driven.
-            through: whether the actor learns through the dynamics; None: as configured.
+                lesson: None is that of a run's first moment.
 
         Returns: (loss (), metrics name -> ()).
         """
         c = self.config
-        through = c.gradient == "dynamics" if through is None else through
+        discount, entropy_bonus, noise, smoothness, through = lesson or Lesson.at(0.0, c)
         seen = features.detach()
         with self._cast(seen):
             critic = TwoHot(self.critic(seen))
             with torch.no_grad():
                 slow = TwoHot(self.slow_critic(seen[:-1])).mean()
-        discounts = (c.discount if discount is None else discount) * dream.conts
+        discounts = discount * dream.conts
         values = self._frozen_value(features) if through else critic.mean().detach()
         returns = lambda_return(dream.rewards, values[1:], discounts, c.lam)
         weights = discount_weights(discounts.detach())
@@ -105,13 +120,12 @@ class ActorCritic(Policy):
         policy = self.distribution(seen[:-1], noise)
         entropy = policy.entropy()
         objective = advantage if through else policy.log_prob(dream.actions.detach()) * advantage.detach()
-        bonus = c.entropy if entropy_bonus is None else entropy_bonus
-        actor_loss = -(weights * (objective + bonus * entropy)).mean()
+        actor_loss = -(weights * (objective + entropy_bonus * entropy)).mean()
         if c.mean_penalty and not self.discrete:
             actor_loss = actor_loss + c.mean_penalty * (weights * policy.raw_mean.square().sum(-1)).mean()
-        if c.smoothness and not self.discrete:
+        if smoothness and not self.discrete:
             change = policy.mean.diff(dim=0).square().sum(-1)  # from s_t to s_{t+1}, weighed as s_{t+1}
-            actor_loss = actor_loss + c.smoothness * (weights[1:] * change).sum() / weights.numel()  # a mean, too
+            actor_loss = actor_loss + smoothness * (weights[1:] * change).sum() / weights.numel()  # a mean, too
         critic = TwoHot(critic.logits[:-1])
         critic_loss = (weights * (critic.loss(returns.detach()) + c.slow_scale * critic.loss(slow))).mean()
         metrics = {

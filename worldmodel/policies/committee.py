@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from worldmodel.config import PolicyConfig
 from worldmodel.distributions import OneHot
 from worldmodel.models.base import Dream
-from worldmodel.policies.actor_critic import ActorCritic
+from worldmodel.policies.actor_critic import ActorCritic, Lesson
 from worldmodel.policies.base import Policy
 
 
@@ -73,16 +73,15 @@ class Committee(Policy):
         """The mean of what the critics expect (...) at features (..., F), in reward units."""
         return torch.stack([member.value(features) for member in self.members]).mean(0)
 
-    def loss(self, dream: Dream, features: Tensor, *moved: float | bool | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, dream: Dream, features: Tensor, lesson: Lesson | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the members' losses, each on the dreams that it drove itself; metrics are means over them.
 
-        Arguments as of `ActorCritic.loss`, of which `moved` are all after the features; the batch of the dream is
-        M N, as `act_apart` divides it.
+        Arguments as of `ActorCritic.loss`; the batch of the dream is M N, as `act_apart` divides it.
         """
         count = len(self.members)
         parts = zip(*(field.chunk(count, 1) for field in dream), strict=True)
         told = [
-            member.loss(Dream(*part), seen, *moved)
+            member.loss(Dream(*part), seen, lesson)
             for member, part, seen in zip(self.members, parts, features.chunk(count, 1), strict=True)
         ]
         metrics = {name: torch.stack([metric[name] for _, metric in told]).mean() for name in told[0][1]}

@@ -26,7 +26,7 @@ INTERVALS = {
     "[4, inf)": "evolution.population",
     "(0, inf)": "world_models.mixture_scale evolution.sigma policy.min_std policy.max_std policy.temperature "
     "optim.world_lr optim.policy_lr optim.agc optim.eps replay.gigabytes",
-    "[0, 1]": "replay.recent greedy_from policy.lam policy.slow_rate policy.scale_rate "
+    "[0, 1]": "replay.recent greedy_from policy.lam policy.smoothness_from policy.slow_rate policy.scale_rate "
     "optim.decay optim.world_decay optim.final policy.dynamics_from",
     "[0, 1)": "world_models.dropout policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 "
     "optim.average",

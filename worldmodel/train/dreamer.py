@@ -14,11 +14,9 @@ import functools
 import torch
 from torch import Tensor
 
-from worldmodel.config import PolicyConfig
 from worldmodel.models.base import Batch, WorldModel, dream
-from worldmodel.policies.actor_critic import ActorCritic
+from worldmodel.policies.actor_critic import ActorCritic, Lesson
 from worldmodel.policies.committee import Committee
-from worldmodel.returns import moving, moving_discount
 from worldmodel.train.learner import Learner
 
 
@@ -36,7 +34,7 @@ class Dreamer(Learner):
 
     def _policy_rate(self, progress: float) -> float:
         c = self.config.policy
-        return c.dynamics_rate if _through(c, progress) else 1.0
+        return c.dynamics_rate if Lesson.at(progress, c).through else 1.0
 
     def _teach_policy(self, batch: Batch, states: Tensor, progress: float) -> dict[str, Tensor]:
         start = self._starts(states, batch.is_terminal, progress)
@@ -55,7 +53,7 @@ class Dreamer(Learner):
         """Where dreams begin: states (N, S) of the batch, without those where the episode is over; as many for every
         member of a committee."""
         alive, c = states[~is_terminal], self.config.policy
-        starts = (_through(c, progress) and c.dynamics_starts) or c.starts
+        starts = (Lesson.at(progress, c).through and c.dynamics_starts) or c.starts
         if not starts:
             return alive.repeat(c.members, 1)
         drawn = [torch.randperm(len(alive), device=alive.device)[:starts] for _ in range(c.members)]
@@ -63,7 +61,7 @@ class Dreamer(Learner):
 
     def _learn_from_replay(self, states: Tensor, batch: Batch, progress: float) -> Tensor:
         """Gradients of the critic alone, from the rewards that reality paid; returns the loss ()."""
-        features, discount = self.agent.world.features(states), _moved(self.config.policy, progress)[0]
+        features, discount = self.agent.world.features(states), Lesson.at(progress, self.config.policy).discount
         after = batch.after and batch.after._replace(state=self.agent.world.features(batch.after.state))
         loss = self.agent.policy.replay_loss(
             features, batch.reward, batch.is_first, batch.is_terminal, discount=discount, after=after
@@ -79,32 +77,19 @@ def learn_in_dream(
 
     Args:
         world: as it is dreamed, at its temperature. start: (N, S), in equal parts for the members of a committee.
-            progress: of the run (0 to 1), along which discount, entropy bonus and noise may move.
+            progress: of the run (0 to 1), which decides the `Lesson`.
     """
     c = policy.config
-    discount, bonus, noise = _moved(c, progress)
-    through = _through(c, progress)
+    lesson = Lesson.at(progress, c)
     # One autocast around the whole dream: weights are converted once, not once a step.
     cast = torch.autocast(start.device.type, policy.precision, enabled=policy.precision != torch.float32)
-    taught = [p for p in world.parameters() if p.requires_grad] if through else []
+    taught = [p for p in world.parameters() if p.requires_grad] if lesson.through else []
     for p in taught:  # the actor may learn through the dynamics; the world never learns from it
         p.requires_grad_(False)
-    with torch.set_grad_enabled(through), cast:
-        imagined = dream(world, start, functools.partial(policy.act_apart, noise=noise), c.horizon)
-    loss, metrics = policy.loss(imagined, world.features(imagined.states), discount, bonus, noise, through)
+    with torch.set_grad_enabled(lesson.through), cast:
+        imagined = dream(world, start, functools.partial(policy.act_apart, noise=lesson.noise), c.horizon)
+    loss, metrics = policy.loss(imagined, world.features(imagined.states), lesson)
     loss.backward()
     for p in taught:
         p.requires_grad_(True)
-    moved = {"discount": discount, "entropy_bonus": bonus, "noise": noise}
-    return metrics | {f"policy/{name}": torch.tensor(value) for name, value in moved.items()}
-
-
-def _through(c: PolicyConfig, progress: float) -> bool:
-    """Whether the actor learns through the dynamics at `progress` of a run."""
-    return c.gradient == "dynamics" and progress >= c.dynamics_from
-
-
-def _moved(c: PolicyConfig, progress: float) -> tuple[float, float, float]:
-    """(discount, entropy bonus, noise of the actions) at `progress` of a run."""
-    bonus = moving(progress, c.entropy, c.final_entropy) if c.final_entropy else c.entropy
-    return moving_discount(progress, c.discount, c.final_discount), bonus, moving(progress, 1.0, c.final_noise)
+    return metrics | {f"policy/{name}": torch.tensor(float(value)) for name, value in lesson._asdict().items()}

@@ -18,7 +18,7 @@ from worldmodel.envs import Spaces
 from worldmodel.errors import UsageError
 from worldmodel.models.base import WorldModel
 from worldmodel.optim import Average, LaProp, decayed
-from worldmodel.policies.actor_critic import ActorCritic
+from worldmodel.policies.actor_critic import ActorCritic, Lesson
 from worldmodel.policies.base import Policy
 from worldmodel.policies.committee import Committee
 from worldmodel.policies.evolution import Controller
@@ -125,7 +125,7 @@ def fresh_agent(agent: Agent, replay: Replay, members: int, seed: int, note: Not
     made.card = {
         "learning": f"a fresh policy ({told} in dreams of this run's world, "
         "frozen; no replay value loss; the world learned from what the run has lived",
-        "discount": c.policy.final_discount or c.policy.discount,
+        "discount": Lesson.at(1.0, c.policy).discount,
     }
     return made
 

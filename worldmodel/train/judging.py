@@ -21,7 +21,7 @@ from worldmodel.agent import Agent
 from worldmodel.config import TRACKS
 from worldmodel.errors import CorruptError, UsageError
 from worldmodel.eval.real import Evaluation, evaluate
-from worldmodel.returns import moving_discount
+from worldmodel.policies.actor_critic import Lesson
 from worldmodel.train.frozen import fresh_agent, renewals_due
 from worldmodel.train.hindsight import Hindsight, look_back, quick_gap
 from worldmodel.train.watch import open_loop_video
@@ -119,9 +119,8 @@ class Judging:
 
     def _own(self) -> Agent:
         """What the run has come to."""
-        run, c = self.run, self.run.config.policy
-        agent = run.dreamer.averaged_agent()
-        agent.card = {"discount": moving_discount(run.done(), c.discount, c.final_discount)}
+        agent = self.run.dreamer.averaged_agent()
+        agent.card = {"discount": Lesson.at(self.run.done(), self.run.config.policy).discount}
         return agent
 
     def _drive(self, agent: Agent, first: int, count: int) -> Evaluation | None:
