@@ -81,7 +81,7 @@ PRESETS: dict[str, Config] = {
 `debug` runs in seconds, those named by a size are DreamerV3's; `world-models` is the main job with the other world,
 `world-models-cma` that with a controller that CMA-ES evolves, and `world-models-2018` the latter in the frozen regime
 with the published sizes."""
-# Discount, entropy bonus and noise move less far, and actions are sampled to the end, for a beginner still has to find
+# Discount and entropy bonus move less far, and actions are sampled to the end, for a beginner still has to find
 # the road.
 PRESETS["carracing-fast"] = replace(
     PRESETS["carracing"],
