@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from actor_critic_helpers import FEATURES, expect_gradient, gradients, imagined, policy
 from tiny import ACTIONS, POLICY, action, expect_equal, shake
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal
 
 from worldmodel.distributions import TwoHot
 from worldmodel.models.base import Dream, Step, WorldModel, dream
-from worldmodel.policies.actor_critic import ActorCritic, Lesson, ReturnScale
-
-FEATURES = 6
-
-
-def policy(discrete: bool = False, **overrides) -> ActorCritic:
-    """Random in every weight; the slow critic differs from the critic."""
-    return shake(ActorCritic(FEATURES, ACTIONS, discrete, dataclasses.replace(POLICY, **overrides)))
-
-
-def imagined(discrete: bool, horizon: int = 4, width: int = 5, reward: float = 1.0) -> tuple[Dream, Tensor]:
-    """A dream with a terminal state in it, and its features."""
-    conts = torch.rand(horizon, width)
-    conts[1, 0] = 0.0
-    states = torch.randn(horizon + 1, width, FEATURES)
-    return Dream(states, action(discrete, horizon, width), reward * torch.randn(horizon, width), conts), states.clone()
+from worldmodel.policies.actor_critic import ActorCritic, Lesson
 
 
 def torch_policy(made: ActorCritic, features: Tensor) -> Categorical | Independent:
@@ -76,17 +61,6 @@ def slow_losses(made: ActorCritic, told: Dream, features: Tensor) -> tuple[Tenso
     return actor / (horizon * width), critic / (horizon * width)
 
 
-def gradients(loss: Tensor, made: ActorCritic) -> dict[str, Tensor | None]:
-    names, params = zip(*[(n, p) for n, p in made.named_parameters() if p.requires_grad], strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, params, allow_unused=True), strict=True))
-
-
-def expect_gradient(actual: Tensor, expected: Tensor) -> None:
-    """Alike to a thousandth of its length."""
-    assert actual.shape == expected.shape and expected.norm() > 0
-    assert (actual - expected).norm() <= 1e-3 * expected.norm()
-
-
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize(("reward", "most"), [(1.0, 0.0), (1e5, 0.0), (1e5, 100.0)])
 def test_losses_and_gradients_against_the_slow_loop(discrete: bool, reward: float, most: float) -> None:
@@ -107,95 +81,15 @@ def test_losses_and_gradients_against_the_slow_loop(discrete: bool, reward: floa
     assert made.slow_critic[0][0].weight.requires_grad is False
 
 
-def test_a_discount_in_place_of_the_configured_one() -> None:
+def test_a_lesson_stands_in_for_what_is_configured() -> None:
+    """As where a run has moved discount, entropy bonus and smoothness."""
     told, features = imagined(False)
     torch.manual_seed(4)
-    near = policy(discount=0.5)
+    first = policy(discount=0.5, entropy=0.0)
     torch.manual_seed(4)
-    far = policy(discount=0.9)
-    assert near.loss(told, features, Lesson.at(0.0, far.config))[0] == far.loss(told, features)[0]
-
-
-def test_an_entropy_bonus_that_is_given_stands_in_for_the_configured_one() -> None:
-    told, features = imagined(False)
-    torch.manual_seed(1)
-    free = policy(entropy=0.0)
-    torch.manual_seed(1)
-    bound = policy(entropy=0.2)
-    given = Lesson.at(0.0, bound.config)
-    assert free.loss(told, features, given)[0] == bound.loss(told, features)[0] != free.loss(told, features)[0]
-
-
-def slow_replay_loss(made: ActorCritic, features: Tensor, reward: Tensor, first: Tensor, terminal: Tensor) -> Tensor:
-    """Step by step, each episode for itself; discount 0.9."""
-    c, (steps, width) = made.config, reward.shape
-    value = TwoHot(made.critic(features)).mean().detach()
-    slow = TwoHot(made.slow_critic(features)).mean().detach()
-    losses = []
-    for b in range(width):
-        bounds = [0, *(t for t in range(1, steps) if first[t, b]), steps]
-        for begin, end in pairwise(bounds):
-            following = value[end - 1, b]
-            for t in reversed(range(begin, end - 1)):
-                alive = 0.0 if terminal[t + 1, b] else 0.9
-                following = reward[t + 1, b] + alive * ((1 - c.lam) * value[t + 1, b] + c.lam * following)
-                guess = TwoHot(made.critic(features[t, b]))
-                losses.append(guess.loss(following) + c.slow_scale * guess.loss(slow[t, b]))
-    return torch.stack(losses).mean()
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_replayed_rewards_teach_the_critic_alone(seed: int) -> None:
-    torch.manual_seed(seed)
-    made = policy(slow_scale=0.7, discount=0.5)
-    features, reward = torch.randn(7, 5, FEATURES, requires_grad=True), torch.randn(7, 5)
-    first, terminal = torch.rand(7, 5) < 0.3, torch.rand(7, 5) < 0.3
-    loss = made.replay_loss(features, reward, first, terminal, 0.9)
-    expected = slow_replay_loss(made, features.detach(), reward, first, terminal)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    actual, wanted = gradients(loss, made), gradients(expected, made)
-    for name, grad in actual.items():
-        if name.startswith("critic"):
-            expect_gradient(grad, wanted[name])
-        else:
-            assert grad is None
-    assert torch.autograd.grad(
-        made.replay_loss(features, reward, first, terminal, 0.9), features, allow_unused=True
-    ) == (None,)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_what_came_after_the_sequences_stands_in_for_the_last_value(seed: int) -> None:
-    """One episode in two pieces teaches as the same episode in one, where lambda is 1."""
-    torch.manual_seed(seed)
-    made = policy(slow_scale=0.7, lam=1.0)
-    features, reward = torch.randn(7, 5, FEATURES), torch.randn(7, 5)
-    terminal = torch.zeros(7, 5, dtype=torch.bool)
-    terminal[-1] = torch.rand(5) < 0.5
-    first = torch.zeros_like(terminal)
-    after = (reward[4:], torch.full((5,), 3), features[-1], terminal[-1])
-    loss = made.replay_loss(features[:4], reward[:4], first[:4], terminal[:4], 0.9, after)
-    value, slow = (TwoHot(net(features)).mean().detach() for net in (made.critic, made.slow_critic))
-    wanted, following = [], value[-1] * ~terminal[-1]
-    for t in reversed(range(6)):
-        following = reward[t + 1] + 0.9 * following
-        if t < 3:
-            guess = TwoHot(made.critic(features[t]))
-            wanted.append(guess.loss(following) + 0.7 * guess.loss(slow[t]))
-    assert loss.item() == pytest.approx(torch.stack(wanted).mean().item(), rel=1e-4)
-
-
-def test_without_steps_after_them_the_sequences_teach_as_ever() -> None:
-    made, none = policy(), torch.zeros(5, dtype=torch.bool)
-    features, reward, flags = torch.randn(7, 5, FEATURES), torch.randn(7, 5), torch.zeros(7, 5, dtype=torch.bool)
-    after = (torch.zeros(3, 5), torch.zeros(5, dtype=torch.long), torch.zeros(5, FEATURES), none)
-    with_none, without = (made.replay_loss(features, reward, flags, flags, 0.9, given) for given in (after, None))
-    assert with_none == without
-
-
-def test_sequences_in_which_nothing_follows_teach_nothing() -> None:
-    made, ends = policy(), torch.ones(4, 3, dtype=torch.bool)
-    assert made.replay_loss(torch.randn(4, 3, FEATURES), torch.randn(4, 3), ends, ~ends, 0.9) == 0
+    last = policy(discount=0.9, entropy=0.2, smoothness=0.4)
+    own = first.loss(told, features)[0]
+    assert first.loss(told, features, Lesson.at(0.0, last.config))[0] == last.loss(told, features)[0] != own
 
 
 @pytest.mark.parametrize(("penalty", "saturated"), [(0.0, 1.0), (1e-3, 0.0)])
@@ -279,73 +173,6 @@ def test_reinforce_never_follows_the_dream_backwards(discrete: bool) -> None:
     leaves = [x.requires_grad_() for x in (told.rewards, told.conts, told.actions, features)]
     made.loss(told, features)[0].backward()
     assert all(leaf.grad is None for leaf in leaves)
-
-
-# -- the scale of returns ---------------------------------------------------------------------------------------------
-
-
-def test_return_scale_against_numpy() -> None:
-    scale, low, high = ReturnScale(0.1), 0.0, 0.0
-    for step in range(30):
-        returns = torch.randn(7, 13) * 10 ** (step / 10) + 3 * step
-        scale.update(returns)
-        fifth, top = np.percentile(returns.numpy().astype(np.float64), [5, 95])
-        low, high = 0.9 * low + 0.1 * fifth, 0.9 * high + 0.1 * top
-        assert scale.low.item() == pytest.approx(low, rel=1e-4)
-        assert scale.high.item() == pytest.approx(high, rel=1e-4)
-        assert scale.value().item() == pytest.approx(max(1.0, high - low), rel=1e-4)
-    assert scale.value() > 50
-
-
-@pytest.mark.parametrize("count", [1, 2, 20, 21])
-def test_percentiles_of_few_returns(count: int) -> None:
-    scale, returns = ReturnScale(1.0), torch.randn(count)
-    scale.update(returns)
-    expected = np.percentile(returns.numpy(), [5, 95])
-    assert [scale.low.item(), scale.high.item()] == pytest.approx(expected.tolist(), abs=1e-6)
-
-
-def test_return_scale_never_enlarges_small_returns() -> None:
-    scale = ReturnScale(1.0)
-    scale.update(torch.linspace(0, 0.1, 50))
-    assert scale.value() == 1
-    scale.update(torch.linspace(0, 100, 101))
-    assert scale.value().item() == pytest.approx(90)
-
-
-def test_return_scale_has_a_limit_where_one_is_asked_for() -> None:
-    returns = torch.linspace(0, 1000, 101)
-    for limit, expected in ((0.0, 900.0), (100.0, 100.0), (2000.0, 900.0)):
-        made = policy(max_scale=limit, scale_rate=1.0)
-        made.scale.update(returns)
-        assert made.scale.value().item() == pytest.approx(expected)
-        assert made.scale.high.item() == pytest.approx(950)  # what moves is not what is limited
-
-
-def test_return_scale_is_saved_with_the_weights() -> None:
-    assert {"scale.low", "scale.high"} <= set(policy().state_dict())
-
-
-@pytest.mark.parametrize("gradient", ["reinforce", "dynamics"])
-def test_return_scale_divides_the_advantage(gradient: str) -> None:
-    """torchrl#4125: a scale that is computed, logged and never used."""
-    losses = []
-    for spread in (1.0, 50.0):
-        torch.manual_seed(3)
-        made = policy(gradient=gradient, entropy=0.0, scale_rate=0.0)
-        made.scale.high.fill_(spread)
-        _, metrics = made.loss(*imagined(False, reward=30.0))
-        losses.append((metrics["loss/actor"].item(), metrics["policy/advantage_std"].item()))
-        assert metrics["policy/return_scale"].item() == spread
-    assert losses[0] == pytest.approx([50 * x for x in losses[1]], rel=1e-4)
-    assert abs(losses[0][0]) > 0.1
-
-
-def test_return_scale_moves_with_every_loss_and_is_read_afterwards() -> None:
-    made = policy(scale_rate=1.0)
-    _, metrics = made.loss(*imagined(False, reward=100.0))
-    assert made.scale.high > made.scale.low and metrics["policy/return_scale"] > 50
-    assert metrics["policy/return_scale"] == made.scale.value()
 
 
 # -- the policy -------------------------------------------------------------------------------------------------------
