@@ -127,7 +127,7 @@ def test_finished_episode_is_described() -> None:
         made.step(random=True)
     assert made.finished == {
         "episode": 0, "seed": 100, "return": pytest.approx(60.3), "length": 3, "terminated": False,
-        "lap_finished": None, "random": True,
+        "lap_finished": None, "random": True, "slipped": 0,
     }  # fmt: skip
     assert (made.frames, made.episode, made.seed, made.length, made.returned) == (3, 1, 101, 0, 0.0)
 
@@ -204,10 +204,10 @@ def test_prefill_is_random_and_the_policy_acts_after_it(tmp_path: Path, monkeypa
     calls, sampled = [], []
     real = Collector.step
 
-    def step(self: Collector, random: bool, sample: bool = True) -> bool:
+    def step(self: Collector, random: bool, sample: bool = True, slip: bool = False) -> bool:
         calls.append(random)
         sampled.append((run.dreamer.updates, sample))
-        return real(self, random, sample)
+        return real(self, random, sample, slip)
 
     monkeypatch.setattr(Collector, "step", step)
     with Run(tiny(prefill=60, pretrain=3, train_every=2.5, updates=9, greedy_from=0.5), tmp_path, Told()) as run:
@@ -227,9 +227,9 @@ def test_only_every_second_episode_may_be_collected_greedily(tmp_path: Path, mon
     told = []
     real = Collector.step
 
-    def step(self: Collector, random: bool, sample: bool = True) -> bool:
+    def step(self: Collector, random: bool, sample: bool = True, slip: bool = False) -> bool:
         told.append((run.dreamer.updates, self.episode, random, sample))
-        return real(self, random, sample)
+        return real(self, random, sample, slip)
 
     monkeypatch.setattr(Collector, "step", step)
     config = tiny(prefill=60, pretrain=3, train_every=20, updates=9, greedy_from=0.5, greedy_every=2)

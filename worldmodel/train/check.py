@@ -10,7 +10,7 @@ from worldmodel.errors import UsageError
 
 INTERVALS = {
     "[0, inf)": "world_models.kl_floor world_models.kl_scale world_models.mixture_layers world_models.head_layers "
-    "evolution.weight_decay evolution.noise train_every "
+    "evolution.weight_decay evolution.noise train_every slip_every "
     "minutes frames updates pretrain relearn eval_minutes save_minutes env.image_size world.head_layers "
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale world.reward_scale world.cont_scale "
     "world.vector_scale policy.layers policy.starts policy.dynamics_starts policy.entropy "

@@ -17,6 +17,7 @@ from worldmodel.envs.explore import RandomActions
 from worldmodel.errors import NumericalError
 from worldmodel.eval.lockstep import lap_finished
 from worldmodel.replay import Replay
+from worldmodel.train.slips import Slips
 
 
 class Collector:
@@ -25,15 +26,20 @@ class Collector:
     Args:
         env: wrapped. agent: acts, with a filtered state of its own. replay: remembers.
         explore: actions before the policy is worth asking. first_seed: of episode 0; episode i has `first_seed + i`.
+        slips: of the policy's hand, when told to; None for none.
     """
 
-    def __init__(self, env: gym.Env, agent: Agent, replay: Replay, explore: RandomActions, first_seed: int):
+    def __init__(
+        self, env: gym.Env, agent: Agent, replay: Replay, explore: RandomActions, first_seed: int,
+        slips: Slips | None = None,
+    ):  # fmt: skip
         self.env, self.agent, self.replay, self.explore, self.first_seed = env, agent, replay, explore, first_seed
+        self.slips = slips
         self.episode = 0
         self.frames = 0
         self.finished: dict[str, Any] | None = None
-        """The last episode that ended: its index, seed, return, length, whether it terminated, lap_finished, and
-        whether it was driven at random."""
+        """The last episode that ended: its index, seed, return, length, whether it terminated, lap_finished, whether
+        it was driven at random, and in how many steps the hand slipped."""
         self._begin()
 
     @property
@@ -41,10 +47,10 @@ class Collector:
         """Seed of the running episode."""
         return self.first_seed + self.episode
 
-    def step(self, random: bool, sample: bool = True) -> bool:
-        """One agent step, at random or by the policy, whose action is sampled or its likeliest; True when it ended the
-        episode."""
-        action = self._random() if random else self._policy(sample)
+    def step(self, random: bool, sample: bool = True, slip: bool = False) -> bool:
+        """One agent step, at random or by the policy, whose action is sampled or its likeliest, and whose hand may slip
+        in the episodes that are meant for it; True when it ended the episode."""
+        action = self._random() if random else self._policy(sample, slip)
         obs, reward, terminated, truncated, info = self.env.step(action)
         if not np.isfinite(reward):
             raise NumericalError(f"the environment paid {reward} at step {self.length} of episode seed {self.seed}")
@@ -57,6 +63,7 @@ class Collector:
             self.finished = {
                 "episode": self.episode, "seed": self.seed, "return": self.returned, "length": self.length,
                 "terminated": bool(terminated), "lap_finished": lap_finished(self.env, info), "random": random,
+                "slipped": self.slipped,
             }  # fmt: skip
             self.episode += 1
             self._begin()
@@ -65,7 +72,7 @@ class Collector:
     def _begin(self) -> None:
         obs, _ = self.env.reset(seed=self.seed)
         self.start = self.replay.total
-        self.returned, self.length = 0.0, 0
+        self.returned, self.length, self.slipped = 0.0, 0, 0
         self._arrive(obs, 0.0, True, False)
         self.agent.start(1)
 
@@ -88,18 +95,30 @@ class Collector:
             self._remember(action, None)
         return action
 
-    def _policy(self, sample: bool) -> Any:
+    def _policy(self, sample: bool, slip: bool) -> Any:
         obs = {name: value[None] for name, value in self.obs.items()}
         action = self.agent.step(obs, np.array([self.arrival["is_first"]]), sample)[0]
+        if slip and self.slips and self.slips.meant_for(self.episode):
+            action = self._slip(action)
         # The unclipped action is what the policy chose, so that is what its log-probability must be taken of.
         self._remember(self.agent.action[0].cpu().numpy(), self.agent.state[0].cpu().numpy())
         return action
+
+    def _slip(self, action: Any) -> Any:
+        """What is done in place of `action`; the agent knows, and filters what comes by what was done."""
+        slip = self.slips.done(self.seed, self.length, self.agent.action)
+        if slip is None:
+            return action
+        self.slipped += 1
+        self.agent.action = slip
+        return slip[0].argmax().item() if self.replay.spaces.discrete else slip[0].clamp(-1, 1).cpu().numpy()
 
     def state_dict(self) -> dict[str, Any]:
         """The running episode as its seed, in JSON types; its actions are in the replay, tensors in `tensors`."""
         return {
             "episode": self.episode, "frames": self.frames, "start": self.start,
-            "returned": self.returned, "length": self.length, "explore": self.explore.state_dict(),
+            "returned": self.returned, "length": self.length, "slipped": self.slipped,
+            "explore": self.explore.state_dict(),
         }  # fmt: skip
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -115,7 +134,7 @@ class Collector:
         self._begin()
         self.start = values["start"]
         obstacle = self._drive_again()
-        self.returned, self.length = values["returned"], values["length"]
+        self.returned, self.length, self.slipped = values["returned"], values["length"], values.get("slipped", 0)
         self.explore.load_state_dict(values["explore"])
         if obstacle is None:
             self.agent.state, self.agent.action = tensors["state"].clone(), tensors["action"].clone()

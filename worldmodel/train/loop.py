@@ -41,6 +41,7 @@ from worldmodel.train.log import Log
 from worldmodel.train.progress import Progress, time_left
 from worldmodel.train.schedule import fast_precision, find_device, longest_episode, measure, plan
 from worldmodel.train.shards import Shards
+from worldmodel.train.slips import Slips
 
 LOG_SECONDS = 10.0
 """Seconds between two lines of metrics."""
@@ -87,7 +88,8 @@ class Run:
         self.replay = Replay(self.spaces, width, r.gigabytes, r.length, r.online, c.seed, mirror, r.recent, r.after)
         explore = RandomActions.of(self.env, c.seed)
         first_seed = TRACKS["train"] + (c.seed % 100) * 10_000
-        self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed)
+        slips = Slips.of(self.env, c.slip_every)
+        self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed, slips)
         self.streams = {"replay": self.replay.rng}
         self.checkpoints = Checkpoints(self.out, warn=self.progress.warn)
         self.shards = Shards(self.out / "replay")
@@ -179,7 +181,9 @@ class Run:
         owed = c.pretrain + lived / c.train_every if c.train_every else math.inf
         if self.dreamer.updates >= owed or not self.replay.ready():  # memories may be lost to a damaged disk
             with self.clock("env"):
-                self.collector.step(random=False, sample=not self._greedy())
+                late = self.done() >= c.greedy_from
+                greedy = late and self.collector.episode % c.greedy_every == 0
+                self.collector.step(random=False, sample=not greedy, slip=late)
             return None
         with self.clock("replay"):
             batch, index = self.replay.sample(c.replay.batch, self.device)
@@ -187,10 +191,6 @@ class Run:
         with self.clock("replay"):
             self.replay.write_back(index, states)
         return metrics
-
-    def _greedy(self) -> bool:
-        c = self.config
-        return self.done() >= c.greedy_from and self.collector.episode % c.greedy_every == 0
 
     def _episode_ended(self) -> None:
         episode, self.collector.finished = self.collector.finished, None
