@@ -20,6 +20,7 @@ import worldmodel
 from worldmodel import storage
 from worldmodel.agent import Agent
 from worldmodel.config import TRACKS
+from worldmodel.envs.wrappers import is_car_racing
 
 AT, HELD, SECOND, LOST = 60, 5, 60, 20
 """In agent steps, of 0.08 s each at an action repeat of 4."""
@@ -31,11 +32,15 @@ def main() -> None:
     parser.add_argument("--tracks", type=int, default=40, help="how many, from the 21st of the selection range on")
     parser.add_argument("--json", type=Path, help="write everything here")
     args = parser.parse_args()
+    if args.tracks < 1:
+        parser.error(f"--tracks must be 1 or more, not {args.tracks}")
     tracks = [TRACKS["select"] + 20 + i for i in range(args.tracks)]
     rows = []
     for name in args.agents:
         agent = worldmodel.load(name)
-        if agent.spaces.discrete or not agent.config.env.id.endswith("CarRacing-v3"):
+        with agent.make_env() as env:
+            suits = is_car_racing(env) and not agent.spaces.discrete
+        if not suits:
             parser.error(f"{name}: no wheel in {agent.config.env.id}, this is for continuous CarRacing")
         row = {"agent": name, **recovery(drive(agent, tracks))}
         print("{agent}: {before:.0f} points before, {after:.1f} ± {error:.1f} after, {lost} of {n} lost".format(**row))

@@ -350,8 +350,8 @@ class Config:
     """From then on every episode is collected that way (1), or every second, third ... one: what is remembered then
     still shows the world off the policy's one path (ours)."""
     slip_every: int = 0
-    """From then on the policy's hand slips now and then in every so many-th episode, so that the world learns what
-    errors lead to (train/slips.py; ours, CarRacing: docs/experiments.md); 0 = never."""
+    """From `greedy_from` on the policy's hand slips now and then in every so many-th episode, so that the world learns
+    what errors lead to (train/slips.py; ours, CarRacing: docs/experiments.md); 0 = never."""
     eval_minutes: float = 5.0
     """Minutes between evaluations in the real environment (0 = never)."""
     eval_episodes: int = 10

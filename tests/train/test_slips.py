@@ -16,6 +16,7 @@ from worldmodel.agent import build
 from worldmodel.config import EnvConfig
 from worldmodel.envs import Spaces, make, wrap
 from worldmodel.envs.explore import RandomActions
+from worldmodel.errors import UsageError
 from worldmodel.replay import Replay
 from worldmodel.train.collect import Collector
 from worldmodel.train.loop import Run
@@ -27,7 +28,7 @@ BOX, CHOICE = Spaces({"vector": (3,)}, False, 2), Spaces({"vector": (3,)}, True,
 
 def episode(made: Slips, action: torch.Tensor, seed: int, steps: int = STRETCH) -> np.ndarray:
     """(steps, A): what was done, nan where the hand did not slip."""
-    done = [made.done(seed, t, action) for t in range(steps)]
+    done = [made.instead(seed, t, action) for t in range(steps)]
     return torch.cat([torch.full_like(action, torch.nan) if slip is None else slip for slip in done]).numpy()
 
 
@@ -68,7 +69,7 @@ def test_stretches_and_episodes_differ_and_repeat() -> None:
     np.testing.assert_array_equal(first, episode(Slips(BOX, 1), action, 7))
 
 
-@pytest.mark.parametrize(("every", "meant"), [(0, []), (1, [0, 1, 2, 3, 4, 5]), (2, [1, 3, 5]), (4, [3])])
+@pytest.mark.parametrize(("every", "meant"), [(1, [0, 1, 2, 3, 4, 5]), (2, [1, 3, 5]), (4, [3])])
 def test_the_episodes_meant_for_it(every: int, meant: list[int]) -> None:
     assert [i for i in range(6) if Slips(BOX, every).meant_for(i)] == meant
 
@@ -118,6 +119,11 @@ def test_what_was_done_is_remembered_and_known_to_the_filter(discrete: bool) -> 
     known = torch.cat([before for before, _ in steps]).numpy()
     for begin in range(0, 800, 200):
         np.testing.assert_array_equal(known[begin + 1 : begin + 200], stored[begin : begin + 199])
+
+
+def test_slips_that_would_never_begin_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--slip-every 2 begins at --greedy-from, which is 1"):
+        Run(tiny(slip_every=2), tmp_path, Told())
 
 
 def test_nobody_slips_unless_told_to() -> None:

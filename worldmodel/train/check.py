@@ -100,6 +100,11 @@ def check(config: Config) -> None:
         raise UsageError(
             f"--finalists {config.finalists} are chosen by evaluations: give --eval-minutes, or --finalists 1"
         )
+    if config.slip_every and config.greedy_from == 1:
+        raise UsageError(
+            f"--slip-every {config.slip_every} begins at --greedy-from, which is 1, the end of the run: give less than "
+            "1, or --slip-every 0"
+        )
     if config.policy.final_entropy and not config.policy.entropy:
         raise UsageError("--policy.final-entropy is approached from --policy.entropy, which must then not be 0")
 

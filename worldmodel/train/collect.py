@@ -106,7 +106,7 @@ class Collector:
 
     def _slip(self, action: Any) -> Any:
         """What is done in place of `action`; the agent knows, and filters what comes by what was done."""
-        slip = self.slips.done(self.seed, self.length, self.agent.action)
+        slip = self.slips.instead(self.seed, self.length, self.agent.action)
         if slip is None:
             return action
         self.slipped += 1

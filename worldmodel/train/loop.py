@@ -88,7 +88,7 @@ class Run:
         self.replay = Replay(self.spaces, width, r.gigabytes, r.length, r.online, c.seed, mirror, r.recent, r.after)
         explore = RandomActions.of(self.env, c.seed)
         first_seed = TRACKS["train"] + (c.seed % 100) * 10_000
-        slips = Slips.of(self.env, c.slip_every)
+        slips = Slips.of(self.env, c.slip_every) if c.slip_every else None
         self.collector = Collector(self.env, self.actor, self.replay, explore, first_seed, slips)
         self.streams = {"replay": self.replay.rng}
         self.checkpoints = Checkpoints(self.out, warn=self.progress.warn)

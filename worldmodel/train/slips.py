@@ -28,7 +28,7 @@ class Slips:
     which is a function of the episode's seed and the step alone, so there is nothing to remember.
 
     Args:
-        spaces: of the actions. every: in every so many-th episode, counted from 0 the last of each lot; 0 is never.
+        spaces: of the actions. every: in every so many-th episode, 1 or more; the last of each lot.
         dimensions: those that may be held, None for all.
     """
 
@@ -44,9 +44,9 @@ class Slips:
 
     def meant_for(self, episode: int) -> bool:
         """Whether the hand slips in the episode of this number, counted from 0."""
-        return self.every > 0 and episode % self.every == self.every - 1
+        return episode % self.every == self.every - 1
 
-    def done(self, seed: int, step: int, action: Tensor) -> Tensor | None:
+    def instead(self, seed: int, step: int, action: Tensor) -> Tensor | None:
         """What is done in place of `action` (1, A), float or one-hot, at this step of the episode of this seed; None
         where the hand does not slip."""
         draw = np.random.default_rng((seed, step // STRETCH))
