@@ -215,10 +215,6 @@ class PolicyConfig:
     replay_value: float = 0.0
     """Weight of the critic's loss on replayed sequences, with the rewards that reality paid (DreamerV3: 0.3); 0 trains
     actor and critic in dreams alone."""
-    baseline: bool = False
-    """The advantage is what a dream returns beyond a baseline of its own, which learns from dreams alone, and not beyond
-    the critic, whom `replay_value` tells what reality paid: where the two disagree, every dream seems a surprise (ours;
-    DreamerV3: the critic)."""
     scale_rate: float = 0.01
     """Rate of the moving 5 % and 95 % return percentiles that scale the advantage (DreamerV3)."""
     max_scale: float = 0.0

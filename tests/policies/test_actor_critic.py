@@ -28,11 +28,10 @@ def torch_policy(made: ActorCritic, features: Tensor) -> Categorical | Independe
 
 
 def slow_losses(made: ActorCritic, told: Dream, features: Tensor) -> tuple[Tensor, Tensor]:
-    """(actor loss, critic and baseline loss) of the paper, step by step; `made.scale` must not have been updated yet."""
+    """(actor loss, critic loss) of the paper, step by step; `made.scale` must not have been updated yet."""
     c, (horizon, width) = made.config, told.rewards.shape
     value = TwoHot(made.critic(features)).mean().detach()
     slow = TwoHot(made.slow_critic(features)).mean().detach()
-    baseline = TwoHot(made.baseline(features)).mean().detach() if c.baseline else value
     returns = torch.zeros(horizon + 1, width)
     returns[horizon] = value[horizon]
     for t in reversed(range(horizon)):
@@ -48,7 +47,7 @@ def slow_losses(made: ActorCritic, told: Dream, features: Tensor) -> tuple[Tenso
         for t in range(horizon):
             chosen, pi = told.actions[t, b], torch_policy(made, features[t, b])
             logprob = pi.log_prob(chosen.argmax() if made.discrete else chosen)
-            advantage = (returns[t, b] - baseline[t, b]) / divisor
+            advantage = (returns[t, b] - value[t, b]) / divisor
             actor = actor - weight * (logprob * advantage + c.entropy * pi.entropy())
             if not made.discrete:
                 raw = made.actor(features[t, b])[:ACTIONS]
@@ -58,49 +57,28 @@ def slow_losses(made: ActorCritic, told: Dream, features: Tensor) -> tuple[Tenso
                     actor = actor + weight * c.smoothness * (raw.tanh() - before.tanh()).square().sum()
             guess = TwoHot(made.critic(features[t, b]))
             critic = critic + weight * (guess.loss(returns[t, b]) + c.slow_scale * guess.loss(slow[t, b]))
-            if c.baseline:
-                critic = critic + weight * TwoHot(made.baseline(features[t, b])).loss(returns[t, b])
             weight *= c.discount * told.conts[t, b].item()
     return actor / (horizon * width), critic / (horizon * width)
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-@pytest.mark.parametrize("baseline", [False, True])
 @pytest.mark.parametrize(("reward", "most"), [(1.0, 0.0), (1e5, 0.0), (1e5, 100.0)])
-def test_losses_and_gradients_against_the_slow_loop(discrete: bool, reward: float, most: float, baseline: bool) -> None:
+def test_losses_and_gradients_against_the_slow_loop(discrete: bool, reward: float, most: float) -> None:
     """`reward` large: the return scale divides, by `most` at most. Entropy weighs enough here to be seen."""
     made = policy(
         discrete, entropy=0.3, mean_penalty=0.2, smoothness=0.4, slow_scale=0.7, scale_rate=0.1, discount=0.9,
-        max_scale=most, baseline=baseline,
+        max_scale=most,
     )  # fmt: skip
     told, features = imagined(discrete, reward=reward)
     actor, critic = slow_losses(made, told, features)
     loss, metrics = made.loss(told, features)
     assert metrics["loss/actor"].item() == pytest.approx(actor.item(), rel=1e-3)
-    learned = metrics["loss/critic"] + metrics.get("loss/baseline", 0)
-    assert learned.item() == pytest.approx(critic.item(), rel=1e-3)
+    assert metrics["loss/critic"].item() == pytest.approx(critic.item(), rel=1e-3)
     assert loss.item() == pytest.approx((actor + critic).item(), rel=1e-3)
     actual, expected = gradients(loss, made), gradients(actor + critic, made)
     for name in expected:
         expect_gradient(actual[name], expected[name])
     assert made.slow_critic[0][0].weight.requires_grad is False
-
-
-def test_a_baseline_learns_what_dreams_pay() -> None:
-    """From two starts dreams pay 10 and 40, whatever is done: no action has an advantage."""
-    made = ActorCritic(FEATURES, ACTIONS, False, dataclasses.replace(POLICY, baseline=True))
-    still = torch.eye(2, FEATURES)[None].repeat(2, 1, 1)
-    told = Dream(still, torch.zeros(1, 2, ACTIONS), torch.tensor([[10.0, 40.0]]), torch.zeros(1, 2))
-    optimizer = torch.optim.Adam(made.baseline.parameters(), 0.3)
-    spreads = []
-    for _ in range(120):
-        loss, metrics = made.loss(told, still)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        spreads.append(metrics["policy/advantage_std"] * metrics["policy/return_scale"])
-    assert spreads[0] > 20
-    assert spreads[-1] < 0.1
 
 
 def test_a_lesson_stands_in_for_what_is_configured() -> None:

@@ -34,7 +34,7 @@ def slow_replay_loss(made: ActorCritic, features: Tensor, reward: Tensor, first:
 @pytest.mark.parametrize("seed", range(4))
 def test_replayed_rewards_teach_the_critic_alone(seed: int) -> None:
     torch.manual_seed(seed)
-    made = policy(slow_scale=0.7, discount=0.5, baseline=True)
+    made = policy(slow_scale=0.7, discount=0.5)
     features, reward = torch.randn(7, 5, FEATURES, requires_grad=True), torch.randn(7, 5)
     first, terminal = torch.rand(7, 5) < 0.3, torch.rand(7, 5) < 0.3
     loss = made.replay_loss(features, reward, first, terminal, 0.9)

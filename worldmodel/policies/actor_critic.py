@@ -44,7 +44,7 @@ class Lesson(NamedTuple):
 
 
 class ActorCritic(Policy):
-    """Actor, critic, slow critic, the scale of returns, and where it is configured a baseline.
+    """Actor, critic, slow critic and the scale of returns.
 
     Args:
         features: width F of what it sees. actions: width A. discrete: actions are one-hot choices of A.
@@ -65,8 +65,6 @@ class ActorCritic(Policy):
         self.actor = MLP(features, config.units, config.layers, outputs, config.norm, scale=0.01)
         self.critic = MLP(features, config.units, config.layers, config.bins, config.norm, scale=0.0)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        if config.baseline:
-            self.baseline = MLP(features, config.units, config.layers, config.bins, config.norm, scale=0.0)
         self.scale = ReturnScale(config.scale_rate, config.max_scale or math.inf)
 
     def distribution(self, features: Tensor, noise: float = 1.0) -> OneHot | BoundedNormal:
@@ -93,7 +91,7 @@ class ActorCritic(Policy):
             return TwoHot(self.critic(features)).mean()
 
     def loss(self, dream: Dream, features: Tensor, lesson: Lesson | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Actor and critic loss on imagined trajectories, and that of the baseline, if there is one of its own.
+        """Actor and critic loss on imagined trajectories.
 
             state     s_0     s_1     ...     s_{H-1}     s_H
             action        a_0     a_1 ...             a_{H-1}
@@ -118,11 +116,7 @@ class ActorCritic(Policy):
         returns = lambda_return(dream.rewards, values[1:], discounts, c.lam)
         weights = discount_weights(discounts.detach())
         self.scale.update(returns.detach())
-        baseline = TwoHot(critic.logits[:-1])
-        if c.baseline:
-            with self._cast(seen):
-                baseline = TwoHot(self.baseline(seen[:-1]))
-        advantage = (returns - baseline.mean().detach()) / self.scale.value()
+        advantage = (returns - values[:-1].detach()) / self.scale.value()
         policy = self.distribution(seen[:-1], noise)
         entropy = policy.entropy()
         objective = advantage if through else policy.log_prob(dream.actions.detach()) * advantage.detach()
@@ -149,11 +143,7 @@ class ActorCritic(Policy):
             metrics["policy/saturated"] = (policy.mean.abs() > SATURATED).float().mean()
             if len(policy.mean) > 1:
                 metrics["policy/change"] = policy.mean.diff(dim=0).abs().mean()
-        loss = actor_loss + critic_loss
-        if c.baseline:
-            metrics["loss/baseline"] = (weights * baseline.loss(returns.detach())).mean()
-            loss = loss + metrics["loss/baseline"]
-        return loss, {name: value.detach() for name, value in metrics.items()}
+        return actor_loss + critic_loss, {name: value.detach() for name, value in metrics.items()}
 
     def replay_loss(
         self,
