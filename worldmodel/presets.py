@@ -36,7 +36,6 @@ PRESETS: dict[str, Config] = {
         policy=PolicyConfig(
             final_discount=0.999,
             final_entropy=1e-4,
-            final_noise=0.3,
             mean_penalty=1e-3,
             smoothness=0.02,
             smoothness_from=0.25,
@@ -54,7 +53,6 @@ PRESETS: dict[str, Config] = {
         relearn_members=3,
         greedy_from=0.5,
         greedy_every=2,
-        slip_every=2,
         finalists=3,
         eval_minutes=6.0,
         eval_episodes=20,
@@ -83,8 +81,8 @@ PRESETS: dict[str, Config] = {
 `debug` runs in seconds, those named by a size are DreamerV3's; `world-models` is the main job with the other world,
 `world-models-cma` that with a controller that CMA-ES evolves, and `world-models-2018` the latter in the frozen regime
 with the published sizes."""
-# Discount and entropy bonus move less far, noise does not fade, and actions are sampled to the end, for a beginner
-# still has to find the road.
+# Discount and entropy bonus move less far, and actions are sampled to the end, for a beginner still has to find
+# the road.
 PRESETS["carracing-fast"] = replace(
     PRESETS["carracing"],
     minutes=18.0,
@@ -93,15 +91,13 @@ PRESETS["carracing-fast"] = replace(
     finalists=1,
     eval_minutes=4.5,
     greedy_from=1.0,
-    slip_every=0,
-    policy=replace(PRESETS["carracing"].policy, final_discount=0.995, final_entropy=2e-4, final_noise=1.0),
+    policy=replace(PRESETS["carracing"].policy, final_discount=0.995, final_entropy=2e-4),
 )
 # As its figures were made.
 PRESETS["world-models"] = replace(
     PRESETS["carracing"],
     env=EnvConfig(read_score=True, see_time=True),
     greedy_from=1.0,
-    slip_every=0,
     updates=8500,
     train_every=2.4,
     relearn=1000,
