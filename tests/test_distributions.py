@@ -15,6 +15,7 @@ from worldmodel.distributions import (
     OneHot,
     TwoHot,
     categorical_kl,
+    correlated_noise,
     symexp,
     symlog,
     two_hot_bins,
@@ -281,6 +282,38 @@ def test_noise_scales_std_and_nothing_else() -> None:
     action = torch.randn(5, 2)
     truth = torch.distributions.Normal(whole.mean, 0.25 * whole.std).log_prob(action).sum(-1)
     torch.testing.assert_close(quarter.log_prob(action), truth)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.7])
+def test_correlated_noise_is_standard_normal_and_fades_as_a_power(correlation: float) -> None:
+    drawn = correlated_noise(torch.zeros(50_000, 2), 5, correlation)
+    assert drawn.shape == (5, 50_000, 2)
+    torch.testing.assert_close(drawn.std((1, 2)), torch.ones(5), atol=0.02, rtol=0)
+    covariance = torch.einsum("sba,tba->st", drawn, drawn) / 100_000
+    steps = torch.arange(5.0)
+    torch.testing.assert_close(covariance, correlation ** (steps[:, None] - steps).abs(), atol=0.02, rtol=0)
+    assert (drawn[..., 0] * drawn[..., 1]).mean().abs() < 0.02  # every dimension by itself
+
+
+def test_the_log_probs_of_a_correlated_trajectory_add_up_to_that_of_the_whole() -> None:
+    """The reference: one normal of all steps together, with the covariance written out."""
+    steps, batch, width, correlation = 6, 3, 2, 0.7
+    raw = torch.randn(steps, batch, 2 * width, requires_grad=True)
+    policy = BoundedNormal(raw, noise=0.5)
+    actions = policy.sample(correlated_noise(torch.zeros(batch, width), steps, correlation)).detach()
+    apart = torch.arange(float(steps))
+    alike = correlation ** (apart[:, None] - apart).abs()
+    truth = torch.zeros(())
+    for b in range(batch):
+        for a in range(width):
+            spread = torch.diag(policy.std[:, b, a])
+            whole = torch.distributions.MultivariateNormal(policy.mean[:, b, a], spread @ alike @ spread)
+            truth = truth + whole.log_prob(actions[:, b, a])
+    found = policy.log_prob(actions, correlation)
+    assert found.shape == (steps, batch)
+    torch.testing.assert_close(found.sum(), truth)
+    expected, actual = (torch.autograd.grad(told, raw, retain_graph=True)[0] for told in (truth, found.sum()))
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_bounded_normal_samples_have_its_moments_and_its_gradient() -> None:

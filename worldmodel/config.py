@@ -178,6 +178,10 @@ class PolicyConfig:
     """What the standard deviation of continuous actions is multiplied by in the dreams that teach when the budget is
     used up, towards which it falls geometrically from 1 all along the run: an actor that is judged by its mean has to
     learn by it (ours; DreamerV3: 1). Where reality is explored by samples, they keep the whole of it."""
+    noise_correlation: float = 0.0
+    """Of the noise of continuous actions in the dreams that teach, from one step to the next (0 to below 1): what the
+    score function then tries is a longer push, which a car follows, in place of a trembling hand, which it does not
+    (autoregressive policies: Korenkevych et al. 2019, arXiv 1903.11524; DreamerV3: 0). Reality is explored without."""
     gradient: Literal["reinforce", "dynamics"] = "reinforce"
     """How the actor learns: score function (DreamerV3) or backpropagation through the imagined dynamics."""
     dynamics_from: float = 0.0

@@ -114,6 +114,15 @@ def two_hot_bins(count: int) -> Tensor:
     return torch.cat([half, -half[:-1].flip(0)])
 
 
+def correlated_noise(like: Tensor, steps: int, correlation: float) -> Tensor:
+    """Standard normal noise (steps, ...) of the shape of `like` (...), each step correlated with the one before it: the
+    autoregressive process of order one of Korenkevych et al. 2019 (arXiv 1903.11524)."""
+    noise = [torch.randn_like(like)]
+    for _ in range(steps - 1):
+        noise.append(correlation * noise[-1] + math.sqrt(1 - correlation**2) * torch.randn_like(like))
+    return torch.stack(noise)
+
+
 class BoundedNormal:
     """DreamerV3's continuous policy: mean tanh(m), std from sigmoid(s + 2) in [low, high], a plain normal beyond that.
 
@@ -128,18 +137,23 @@ class BoundedNormal:
         self.mean = torch.tanh(self.raw_mean)
         self.std = noise * ((high - low) * torch.sigmoid(std + 2) + low)
 
-    def sample(self) -> Tensor:
-        """Reparametrised samples (..., A)."""
-        return self.mean + self.std * torch.randn_like(self.mean)
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """Reparametrised samples (..., A), of standard normal `noise` (..., A) where it is given."""
+        return self.mean + self.std * (torch.randn_like(self.mean) if noise is None else noise)
 
     def mode(self) -> Tensor:
         """The mean (..., A)."""
         return self.mean
 
-    def log_prob(self, action: Tensor) -> Tensor:
-        """Log-density (...) of raw actions (..., A)."""
-        z = (action - self.mean) / self.std
-        return (-0.5 * z * z - self.std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+    def log_prob(self, action: Tensor, correlation: float = 0.0) -> Tensor:
+        """Log-density (...) of raw actions (..., A); with a `correlation`, of each of the actions (T, ..., A) of a
+        trajectory given those before it, whose noise was `correlated_noise`."""
+        z, spread = (action - self.mean) / self.std, self.std
+        if correlation:
+            rest = math.sqrt(1 - correlation**2)
+            z = torch.cat([z[:1], (z[1:] - correlation * z[:-1]) / rest])
+            spread = torch.cat([spread[:1], spread[1:] * rest])
+        return (-0.5 * z * z - spread.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def entropy(self) -> Tensor:
         """Differential entropy (...) in nats."""

@@ -13,7 +13,7 @@ from tiny import ACTIONS, POLICY, action, expect_equal, shake
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal
 
-from worldmodel.distributions import TwoHot
+from worldmodel.distributions import TwoHot, correlated_noise
 from worldmodel.models.base import Dream, Step, WorldModel, dream
 from worldmodel.policies.actor_critic import ActorCritic, Lesson
 
@@ -79,6 +79,41 @@ def test_losses_and_gradients_against_the_slow_loop(discrete: bool, reward: floa
     for name in expected:
         expect_gradient(actual[name], expected[name])
     assert made.slow_critic[0][0].weight.requires_grad is False
+
+
+def test_with_correlated_noise_the_actors_gradient_is_that_of_what_such_a_hand_returns() -> None:
+    """A thing pushed along a line is paid by where it is. The actor is one and the same number at every step, so what
+    it returns with this very noise can be differentiated, and the score function has to find that slope."""
+    steps, batch, correlation, discount = 5, 100_000, 0.8, 0.9
+    made = policy(
+        noise_correlation=correlation, entropy=0.0, discount=discount, lam=1.0, min_std=0.3, max_std=0.3, bins=3
+    )
+    for p in made.parameters():
+        p.data.zero_()
+    drawn = correlated_noise(torch.zeros(batch, ACTIONS), steps, correlation)
+    (bias,) = [p for p in made.actor[-1].parameters() if p.shape == (2 * ACTIONS,)]
+    features = torch.zeros(steps + 1, batch, FEATURES)
+
+    def driven() -> tuple[Tensor, Tensor]:
+        acts = made.distribution(features[:-1]).sample(drawn)
+        return acts, -(acts[..., 0].cumsum(0) - 1).square()
+
+    def weighed(rewards: Tensor) -> Tensor:
+        """What reinforcing every step by what follows it, weighed by its own discount, amounts to."""
+        return sum(discount**t * rewards[t].mean() for t in range(steps))
+
+    (truth,) = torch.autograd.grad(weighed(driven()[1]), bias)
+    with torch.no_grad():
+        acts, rewards = driven()
+    loss, _ = made.loss(Dream(features, acts, rewards, torch.ones(steps, batch)), features)
+    (found,) = torch.autograd.grad(loss, bias)
+    scale = made.scale.value().item()
+    expect_equal(-found[0] * steps * scale, truth[0], 0.05 * truth[0].abs().item())
+    white = dataclasses.replace(made.config, noise_correlation=0.0)
+    made.config = white
+    wrong, _ = made.loss(Dream(features, acts, rewards, torch.ones(steps, batch)), features)
+    (wrong,) = torch.autograd.grad(wrong, bias)
+    assert (-wrong[0] * steps * scale - truth[0]).abs() > 0.3 * truth[0].abs()
 
 
 def test_a_lesson_stands_in_for_what_is_configured() -> None:

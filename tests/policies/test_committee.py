@@ -77,6 +77,9 @@ def test_in_its_lessons_every_member_drives_its_own_dreams(committee: Committee)
             [member.act(part, False) for member, part in zip(committee.members, seen.chunk(MEMBERS), strict=True)]
         )
         expect_equal(committee.act_apart(seen, 0.25) - means, 0.25 * (together - means), 1e-5)
+        drawn = torch.randn(MEMBERS * EACH, ACTIONS)
+        twice = committee.act_apart(seen, drawn=2 * drawn) - means
+        expect_equal(twice, 2 * (committee.act_apart(seen, drawn=drawn) - means), 1e-5)
 
 
 def test_members_learn_as_if_they_were_alone(committee: Committee) -> None:

@@ -73,6 +73,26 @@ def test_the_noise_of_lessons_fades_along_the_run(
     assert used == [1.0]  # reality is explored with the whole of it
 
 
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_dreams_that_teach_have_noise_as_correlated_as_is_told(
+    correlation: float, members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dreamer(policy={"noise_correlation": correlation, "members": members, "starts": 4000, "horizon": 5})
+    seen = []
+    monkeypatch.setattr(module, "dream", lambda *args: seen.append(dream(*args)) or seen[-1])
+    start = some_states(4000 * members)
+    learn_in_dream(made.agent.world, made.agent.policy, start, 0.5)
+    (told,) = seen
+    policies = getattr(made.agent.policy, "members", [made.agent.policy])
+    for i, one in enumerate(policies):
+        part = slice(4000 * i, 4000 * (i + 1))
+        hand = one.distribution(made.agent.world.features(told.states[:-1, part]))
+        z = ((told.actions[:, part] - hand.mean) / hand.std).detach()
+        assert (z[1:] * z[:-1]).mean().item() == pytest.approx(correlation, abs=0.04)
+        assert z.square().mean().item() == pytest.approx(1.0, abs=0.06)
+
+
 @pytest.mark.parametrize(("progress", "counts"), [(0.0, False), (0.24, False), (0.25, True), (1.0, True)])
 def test_change_costs_something_from_its_share_of_the_run_on(progress: float, counts: bool) -> None:
     """The same dream, the same gradients as where it always counts, or never."""

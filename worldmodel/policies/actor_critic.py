@@ -61,6 +61,7 @@ class ActorCritic(Policy):
     ):
         super().__init__()
         self.config, self.discrete, self.precision = config, discrete, precision
+        self.actions = actions
         outputs = actions if discrete else 2 * actions
         self.actor = MLP(features, config.units, config.layers, outputs, config.norm, scale=0.01)
         self.critic = MLP(features, config.units, config.layers, config.bins, config.norm, scale=0.0)
@@ -80,10 +81,12 @@ class ActorCritic(Policy):
         policy = self.distribution(features)
         return policy.sample() if sample else policy.mode()
 
-    def act_apart(self, features: Tensor, noise: float = 1.0) -> Tensor:
+    def act_apart(self, features: Tensor, noise: float = 1.0, drawn: Tensor | None = None) -> Tensor:
         """What acts in the dreams that teach: samples (B, A) at features (B, F); of a committee, every member apart.
-        noise: what standard deviations of continuous actions are multiplied by."""
-        return self.distribution(features, noise).sample()
+        noise: what standard deviations of continuous actions are multiplied by. drawn: the standard normal numbers
+        (B, A) that these then multiply, None for new ones."""
+        policy = self.distribution(features, noise)
+        return policy.sample() if drawn is None else policy.sample(drawn)
 
     def value(self, features: Tensor) -> Tensor:
         """The critic's expected discounted return (...) at features (..., F), in reward units."""
@@ -119,7 +122,7 @@ class ActorCritic(Policy):
         advantage = (returns - values[:-1].detach()) / self.scale.value()
         policy = self.distribution(seen[:-1], noise)
         entropy = policy.entropy()
-        objective = advantage if through else policy.log_prob(dream.actions.detach()) * advantage.detach()
+        objective = advantage if through else self._log_prob(policy, dream.actions.detach()) * advantage.detach()
         actor_loss = -(weights * (objective + entropy_bonus * entropy)).mean()
         if c.mean_penalty and not self.discrete:
             actor_loss = actor_loss + c.mean_penalty * (weights * policy.raw_mean.square().sum(-1)).mean()
@@ -144,6 +147,9 @@ class ActorCritic(Policy):
             if len(policy.mean) > 1:
                 metrics["policy/change"] = policy.mean.diff(dim=0).abs().mean()
         return actor_loss + critic_loss, {name: value.detach() for name, value in metrics.items()}
+
+    def _log_prob(self, policy: OneHot | BoundedNormal, actions: Tensor) -> Tensor:
+        return policy.log_prob(actions) if self.discrete else policy.log_prob(actions, self.config.noise_correlation)
 
     def replay_loss(
         self,

@@ -32,6 +32,7 @@ class Committee(Policy):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.config, self.discrete = members[0].config, members[0].discrete
+        self.actions = members[0].actions
 
     @property
     def actor(self) -> nn.ModuleList:
@@ -63,11 +64,13 @@ class Committee(Policy):
             return mean
         return mean + torch.stack([policy.std for policy in policies]).mean(0) * torch.randn_like(mean)
 
-    def act_apart(self, features: Tensor, noise: float = 1.0) -> Tensor:
+    def act_apart(self, features: Tensor, noise: float = 1.0, drawn: Tensor | None = None) -> Tensor:
         """Sampled actions (M N, A) at features (M N, F), where every member drives N rows: the first the first N.
-        noise: as of `ActorCritic.act_apart`."""
-        parts = features.chunk(len(self.members))
-        return torch.cat([member.act_apart(part, noise) for member, part in zip(self.members, parts, strict=True)])
+        noise, drawn: as of `ActorCritic.act_apart`."""
+        count = len(self.members)
+        numbers = [None] * count if drawn is None else drawn.chunk(count)
+        parts = zip(self.members, features.chunk(count), numbers, strict=True)
+        return torch.cat([member.act_apart(part, noise, some) for member, part, some in parts])
 
     def value(self, features: Tensor) -> Tensor:
         """The mean of what the critics expect (...) at features (..., F), in reward units."""

@@ -28,8 +28,8 @@ INTERVALS = {
     "optim.world_lr optim.policy_lr optim.agc optim.eps replay.gigabytes",
     "[0, 1]": "replay.recent greedy_from policy.lam policy.smoothness_from policy.slow_rate policy.scale_rate "
     "optim.decay optim.world_decay optim.final policy.dynamics_from",
-    "[0, 1)": "world_models.dropout policy.final_discount world.unimix policy.unimix optim.beta1 optim.beta2 "
-    "optim.average",
+    "[0, 1)": "world_models.dropout policy.final_discount policy.noise_correlation world.unimix policy.unimix "
+    "optim.beta1 optim.beta2 optim.average",
     "(0, 1]": "world.decode_share world_models.decode_share policy.final_noise policy.dynamics_rate",
     "(0, 1)": "policy.discount",
     "[0, 9e18)": "seed",

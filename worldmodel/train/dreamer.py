@@ -10,10 +10,12 @@ repeat
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from worldmodel.distributions import correlated_noise
 from worldmodel.models.base import Batch, WorldModel, dream
 from worldmodel.policies.actor_critic import ActorCritic, Lesson
 from worldmodel.policies.committee import Committee
@@ -70,6 +72,16 @@ class Dreamer(Learner):
         return loss.detach()
 
 
+def _hand(policy: ActorCritic | Committee, lesson: Lesson, start: Tensor) -> Callable[[Tensor], Tensor]:
+    """What acts in a dream that begins at `start` (N, S), for its whole horizon."""
+    act, c = functools.partial(policy.act_apart, noise=lesson.noise), policy.config
+    if policy.discrete or not c.noise_correlation:
+        return act
+    shape = start.new_empty(len(start), policy.actions)
+    drawn = iter(correlated_noise(shape, c.horizon, c.noise_correlation))
+    return lambda features: act(features, drawn=next(drawn))
+
+
 def learn_in_dream(
     world: WorldModel, policy: ActorCritic | Committee, start: Tensor, progress: float
 ) -> dict[str, Tensor]:
@@ -87,7 +99,7 @@ def learn_in_dream(
     for p in taught:  # the actor may learn through the dynamics; the world never learns from it
         p.requires_grad_(False)
     with torch.set_grad_enabled(lesson.through), cast:
-        imagined = dream(world, start, functools.partial(policy.act_apart, noise=lesson.noise), c.horizon)
+        imagined = dream(world, start, _hand(policy, lesson, start), c.horizon)
     loss, metrics = policy.loss(imagined, world.features(imagined.states), lesson)
     loss.backward()
     for p in taught:
