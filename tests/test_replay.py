@@ -221,17 +221,18 @@ def test_a_batch_may_be_online_alone() -> None:
     assert made.sample(2)[1][0].tolist() == [0, 4]
 
 
+@pytest.mark.parametrize(("newest", "count"), [(0, 10), (4, 4), (30, 10)])
 @pytest.mark.parametrize("recent", [0.0, 0.3, 1.0])
-def test_the_newest_quarter_is_drawn_as_often_as_told(recent: float) -> None:
-    """Of 40 starts the last 10; against the probabilities, which are uniform within both parts."""
-    made = Replay(SPACES, STATE, 60 * STEP_BYTES / 1e9, 4, 1, 0, recent=recent)
+def test_the_newest_quarter_is_drawn_as_often_as_told(recent: float, newest: int, count: int) -> None:
+    """Of 40 starts the last 10, or fewer; against the probabilities, which are uniform within both parts."""
+    made = Replay(SPACES, STATE, 60 * STEP_BYTES / 1e9, 4, 1, 0, recent=recent, newest=newest)
     fill(made, 43)
     while made.next_online + 4 <= made.total:
         made.sample(1)
     drawn = np.bincount(np.concatenate([made.sample(50)[1][0] for _ in range(400)]), minlength=40) / 20_000
     expected = np.full(40, (1 - recent) / 40)
-    expected[30:] += recent / 10
-    np.testing.assert_allclose(drawn, expected, atol=5 * np.sqrt(0.1 / 20_000), rtol=0)
+    expected[-count:] += recent / count
+    np.testing.assert_allclose(drawn, expected, atol=5 * np.sqrt(0.25 / 20_000), rtol=0)
     assert len(drawn) == 40 and (drawn[expected > 0] > 0).all()
 
 

@@ -301,6 +301,9 @@ class ReplayConfig:
     recent: float = 0.0
     """Share of the other sequences drawn from the newest quarter of what is remembered, which shows what the policy
     does now; the rest from all of it (CarRacing: docs/experiments.md)."""
+    newest: int = 0
+    """Steps that this newest quarter has at most, for it grows as a run does, and what the policy does now becomes ever
+    less of it (ours; CarRacing: docs/experiments.md); 0 = no limit."""
     after: int = 0
     """Steps after a sequence of the newest quarter, up to the end of its episode, whose rewards count in the returns of
     `policy.replay_value` before the critic is asked: with as many as an episode has, it is taught what really came

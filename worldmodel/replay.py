@@ -36,6 +36,7 @@ class Replay:
         recent: share of the other sequences that begin in the newest quarter of what is remembered. Drawn uniformly,
             the first steps of a run that lives on are replayed many times, the newest, which show what the policy does
             now, hardly at all (Robine et al. 2023, arXiv 2303.07109; Wang and Ross 2019, arXiv 1906.04009).
+        newest: most steps in which these may begin, where a quarter is more; 0: no limit.
         after: steps K after a sequence, in its last step's episode, whose rewards are told with it; 0: none.
 
     Raises UsageError when the cap holds fewer than two sequences.
@@ -43,11 +44,11 @@ class Replay:
 
     def __init__(
         self, spaces: Spaces, state_size: int, gigabytes: float, length: int, online: int, seed: int,
-        mirror: Mirror | None = None, recent: float = 0.0, after: int = 0,
+        mirror: Mirror | None = None, recent: float = 0.0, after: int = 0, newest: int = 0,
     ):  # fmt: skip
         self.spaces, self.state_size, self.length, self.online = spaces, state_size, length, online
         self.mirror, self.lives, self.recent = mirror, 2 if mirror else 1, recent
-        self.after = after
+        self.after, self.newest = after, newest
         layout: dict[str, tuple[tuple[int, ...], Any]] = {
             f"obs.{name}": (shape, np.uint8 if len(shape) == 3 else np.float32)
             for name, shape in spaces.observations.items()
@@ -100,7 +101,8 @@ class Replay:
         end = self.total - self.length + 1
         drawn = self.rng.integers(oldest, end, batch - len(starts))
         if self.recent:
-            newest = self.rng.integers(end - math.ceil(NEWEST * (end - oldest)), end, len(drawn))
+            count = math.ceil(NEWEST * (end - oldest))
+            newest = self.rng.integers(end - min(count, self.newest or count), end, len(drawn))
             drawn = np.where(self.rng.random(len(drawn)) < self.recent, newest, drawn)
         if self.mirror:
             drawn = np.where(self.rng.random(len(drawn)) < 0.5, ~drawn, drawn)

@@ -42,6 +42,8 @@ def set_field(config: Config, name: str, value: Any) -> Config:
         ("policy.horizon", 0, "--policy.horizon must be at least 1, not 0"),
         ("policy.discount", 1.0, r"--policy.discount must be in \(0, 1\), not 1.0"),
         ("policy.noise_correlation", 1.0, r"--policy.noise-correlation must be in \[0, 1\), not 1.0"),
+        ("replay.newest", 1500, "--replay.newest 1500 limits what --replay.recent draws from: give that share as well"),
+        ("replay.newest", -1, "--replay.newest must be at least 0, not -1"),
         ("policy.min_std", 2.0, "--policy.min-std 2.0 must not be above --policy.max-std 1.0"),
         ("policy.max_scale", 0.5, "--policy.max-scale 0.5: .* give 1 or more, or 0"),
         ("world.bins", 254, "--world.bins must be odd"),

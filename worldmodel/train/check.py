@@ -15,7 +15,7 @@ INTERVALS = {
     "world.vector_layers world.free_nats world.dyn_scale world.rep_scale world.reward_scale world.cont_scale "
     "world.vector_scale policy.layers policy.starts policy.dynamics_starts policy.entropy "
     "policy.final_entropy policy.mean_penalty policy.smoothness policy.max_scale policy.slow_scale policy.replay_value "
-    "optim.warmup optim.world_weight_decay replay.online replay.after",
+    "optim.warmup optim.world_weight_decay replay.online replay.after replay.newest",
     "[1, inf)": "world_models.latent world_models.depth world_models.tokens world_models.memory world_models.mixtures "
     "world_models.units world_models.vector_layers "
     "evolution.starts evolution.horizon evolution.every evolution.generations "
@@ -73,6 +73,10 @@ def check(config: Config) -> None:
         raise UsageError(
             f"--replay.after {config.replay.after} tells the critic what really came: give --policy.replay-value, the "
             "weight of that lesson"
+        )
+    if config.replay.newest and not config.replay.recent:
+        raise UsageError(
+            f"--replay.newest {config.replay.newest} limits what --replay.recent draws from: give that share as well"
         )
     p = config.policy
     if p.gradient != "dynamics" and (p.dynamics_from or p.dynamics_starts or p.dynamics_rate != 1):

@@ -85,7 +85,9 @@ class Run:
         r = c.replay
         mirror = Mirror.of_env(self.env, self.spaces) if r.mirror else None
         width = self.dreamer.agent.world.width
-        self.replay = Replay(self.spaces, width, r.gigabytes, r.length, r.online, c.seed, mirror, r.recent, r.after)
+        self.replay = Replay(
+            self.spaces, width, r.gigabytes, r.length, r.online, c.seed, mirror, r.recent, r.after, r.newest
+        )
         explore = RandomActions.of(self.env, c.seed)
         first_seed = TRACKS["train"] + (c.seed % 100) * 10_000
         slips = Slips.of(self.env, c.slip_every) if c.slip_every else None

@@ -30,6 +30,6 @@ def remembered(run: str | Path, warn: Callable[[str], None] = warnings.warn) -> 
     spaces, r = Spaces.from_dict(storage.read_file(Path(run) / "spaces.json")), config.replay
     mirror = Mirror.of(spaces) if r.mirror else None
     width = files["states.npy"].shape[1] // (2 if mirror else 1)
-    replay = Replay(spaces, width, r.gigabytes, r.length, r.online, config.seed, mirror, r.recent, r.after)
+    replay = Replay(spaces, width, r.gigabytes, r.length, r.online, config.seed, mirror, r.recent, r.after, r.newest)
     Shards(Path(run) / "replay").restore(replay, files, warn)
     return replay
