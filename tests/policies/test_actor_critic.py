@@ -109,8 +109,7 @@ def test_with_correlated_noise_the_actors_gradient_is_that_of_what_such_a_hand_r
     (found,) = torch.autograd.grad(loss, bias)
     scale = made.scale.value().item()
     expect_equal(-found[0] * steps * scale, truth[0], 0.05 * truth[0].abs().item())
-    white = dataclasses.replace(made.config, noise_correlation=0.0)
-    made.config = white
+    made.config = dataclasses.replace(made.config, noise_correlation=0.0)  # as if the noise were white
     wrong, _ = made.loss(Dream(features, acts, rewards, torch.ones(steps, batch)), features)
     (wrong,) = torch.autograd.grad(wrong, bias)
     assert (-wrong[0] * steps * scale - truth[0]).abs() > 0.3 * truth[0].abs()

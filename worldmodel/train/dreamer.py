@@ -72,13 +72,13 @@ class Dreamer(Learner):
         return loss.detach()
 
 
-def _hand(policy: ActorCritic | Committee, lesson: Lesson, start: Tensor) -> Callable[[Tensor], Tensor]:
-    """What acts in a dream that begins at `start` (N, S), for its whole horizon."""
+def _behaviour(policy: ActorCritic | Committee, lesson: Lesson, start: Tensor) -> Callable[[Tensor], Tensor]:
+    """The behaviour policy of one dream that begins at `start` (N, S): features (N, F) to actions (N, A), step by step."""
     act, c = functools.partial(policy.act_apart, noise=lesson.noise), policy.config
     if policy.discrete or not c.noise_correlation:
         return act
-    shape = start.new_empty(len(start), policy.actions)
-    drawn = iter(correlated_noise(shape, c.horizon, c.noise_correlation))
+    like = start.new_empty(len(start), policy.actions)
+    drawn = iter(correlated_noise(like, c.horizon, c.noise_correlation))
     return lambda features: act(features, drawn=next(drawn))
 
 
@@ -99,7 +99,7 @@ def learn_in_dream(
     for p in taught:  # the actor may learn through the dynamics; the world never learns from it
         p.requires_grad_(False)
     with torch.set_grad_enabled(lesson.through), cast:
-        imagined = dream(world, start, _hand(policy, lesson, start), c.horizon)
+        imagined = dream(world, start, _behaviour(policy, lesson, start), c.horizon)
     loss, metrics = policy.loss(imagined, world.features(imagined.states), lesson)
     loss.backward()
     for p in taught:
