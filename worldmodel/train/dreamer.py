@@ -73,7 +73,7 @@ class Dreamer(Learner):
 
 
 def _behaviour(policy: ActorCritic | Committee, lesson: Lesson, start: Tensor) -> Callable[[Tensor], Tensor]:
-    """The behaviour policy of one dream that begins at `start` (N, S): features (N, F) to actions (N, A), step by step."""
+    """The behaviour policy of one dream that begins at `start` (N, S): features (N, F) to actions (N, A)."""
     act, c = functools.partial(policy.act_apart, noise=lesson.noise), policy.config
     if policy.discrete or not c.noise_correlation:
         return act
