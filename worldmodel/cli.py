@@ -79,11 +79,10 @@ def train(argv: list[str]) -> int:
     default = Train(out, begun or preset(name or "carracing"))
     args = tyro.cli(Train, prog="worldmodel train [PRESET]", args=argv, default=default)
 
-    from worldmodel.train.loop import Run
     from worldmodel.train.progress import Progress
+    from worldmodel.train.side_by_side import train as trained
 
-    with Run(args.config, args.out, Progress()) as run:
-        result = run.train()
+    result = trained(args.config, args.out, Progress())
     best = f", best real score {result['best']['score']:.1f}" if result["best"] else ""
     text = f"{args.out}: {result['updates']:,} updates, {result['frames']:,} frames, {result['minutes']:.1f} min{best}"
     _emit(result, text, args.json)

@@ -332,6 +332,9 @@ class Config:
     """Budget of updates."""
     seed: int = 1
     """Seed of everything random."""
+    runs: int = 1
+    """Runs side by side, each with these settings and budgets, a seed and a share of the cores of its own; the best
+    agent of all stays (train/side_by_side.py; ours, CarRacing: docs/experiments.md)."""
     prefill: int = 2500
     """Agent steps of correlated random actions before learning starts (prototype)."""
     pretrain: int = 100

@@ -21,7 +21,7 @@ INTERVALS = {
     "evolution.starts evolution.horizon evolution.every evolution.generations "
     "eval_episodes prefill env.action_repeat world.deter world.hidden world.blocks world.stoch "
     "world.classes world.units world.depth world.tokens policy.members policy.beliefs policy.units "
-    "policy.horizon replay.batch replay.length relearn_times relearn_members finalists greedy_every",
+    "policy.horizon replay.batch replay.length relearn_times relearn_members finalists greedy_every runs",
     "[3, inf)": "world.bins world_models.bins policy.bins",
     "[4, inf)": "evolution.population",
     "(0, inf)": "world_models.mixture_scale evolution.sigma policy.min_std policy.max_std policy.temperature "

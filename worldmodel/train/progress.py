@@ -23,6 +23,7 @@ class Progress:
         self.said = 0.0
         self.score: float | None = None
         self.best: float | None = None
+        self.lines: dict[str, str] = {}
 
     def warn(self, message: str) -> None:
         """Something the user should know."""
@@ -80,6 +81,17 @@ class Progress:
             return False
         self.said = now
         return True
+
+    def line(self, name: str, line: str) -> None:
+        """The newest line of one of several runs, which write theirs at a bearable rate."""
+        self.lines[name] = f"{name} | {line}"
+        if not self.console.is_terminal or line.startswith("warning: "):
+            self.console.print(self.lines[name], markup=False, soft_wrap=True)
+            return
+        if not self.live:
+            self.live = Live(Text(""), console=self.console, refresh_per_second=4)
+            self.live.start()
+        self.live.update(Text("\n".join(self.lines.values())))
 
     def finish(self) -> None:
         """The run has ended, one way or another."""
