@@ -36,6 +36,7 @@ PRESETS: dict[str, Config] = {
         policy=PolicyConfig(
             final_discount=0.999,
             final_entropy=1e-4,
+            final_noise=0.3,
             mean_penalty=1e-3,
             smoothness=0.02,
             smoothness_from=0.25,
@@ -44,7 +45,7 @@ PRESETS: dict[str, Config] = {
             beliefs=4,
         ),
         optim=OptimConfig(world_lr=1.2e-3, policy_lr=3e-4, decay=0.3, world_decay=0.75),
-        replay=ReplayConfig(mirror=True, recent=0.5, after=250),
+        replay=ReplayConfig(mirror=True, recent=0.5, newest=1500, after=250),
         minutes=0.0,
         frames=100_000,
         updates=6000,
@@ -81,8 +82,8 @@ PRESETS: dict[str, Config] = {
 `debug` runs in seconds, those named by a size are DreamerV3's; `world-models` is the main job with the other world,
 `world-models-cma` that with a controller that CMA-ES evolves, and `world-models-2018` the latter in the frozen regime
 with the published sizes."""
-# Discount and entropy bonus move less far, and actions are sampled to the end, for a beginner still has to find
-# the road.
+# Discount and entropy bonus move less far, noise stays, and actions are sampled to the end, for a beginner still has to
+# find the road.
 PRESETS["carracing-fast"] = replace(
     PRESETS["carracing"],
     minutes=18.0,
@@ -91,7 +92,7 @@ PRESETS["carracing-fast"] = replace(
     finalists=1,
     eval_minutes=4.5,
     greedy_from=1.0,
-    policy=replace(PRESETS["carracing"].policy, final_discount=0.995, final_entropy=2e-4),
+    policy=replace(PRESETS["carracing"].policy, final_discount=0.995, final_entropy=2e-4, final_noise=1.0),
 )
 # As its figures were made.
 PRESETS["world-models"] = replace(
