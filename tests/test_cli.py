@@ -187,19 +187,19 @@ def test_errors_are_one_line_and_their_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from worldmodel import errors
-    from worldmodel.train import loop
+    from worldmodel.train import side_by_side
 
     for error in (errors.UsageError, errors.CorruptError, errors.NumericalError, errors.StorageError):
 
         def fail(*_: Any, error: type[Exception] = error) -> None:
             raise error("what it is; what helps")
 
-        monkeypatch.setattr(loop, "Run", fail)
+        monkeypatch.setattr(side_by_side, "Run", fail)
         code, text = mistake(["train", "debug", "--out", str(tmp_path)], capsys)
         assert (code, text) == (error.exit_code, "worldmodel train: what it is; what helps")
     assert [e.exit_code for e in (errors.UsageError, errors.CorruptError, errors.NumericalError)] == [2, 4, 5]
     assert errors.StorageError.exit_code == 74 and errors.WorldModelError.exit_code == 1
-    monkeypatch.setattr(loop, "Run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(side_by_side, "Run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert mistake(["train", "debug", "--out", str(tmp_path)], capsys)[0] == 130
 
 

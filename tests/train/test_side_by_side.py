@@ -31,6 +31,12 @@ ENDLESS = tiny(runs=2, updates=0, minutes=60.0, save_minutes=0.001)
 NAMES = ("seed-1", f"seed-{1 + SEED_STEP}")
 
 
+@pytest.fixture(autouse=True)
+def cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are runs, whatever this machine has."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+
+
 def started(config: Config, out: Path) -> subprocess.Popen[str]:
     """`worldmodel train` with `config`, in a process of its own."""
     storage.write_file(out / "config.json", to_dict(config))
