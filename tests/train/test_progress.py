@@ -110,6 +110,20 @@ def test_long_names_and_brackets_come_through_whole() -> None:
     assert lines[2:] == ["Agent(...)", "plan: 10 min", f"run folder: {path}   (curves: tensorboard --logdir {path})"]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_of_several_runs_each_line_has_its_name_and_a_terminal_shows_the_newest_of_each(terminal: bool) -> None:
+    progress, text = shown(terminal=terminal)
+    for name, line in [("seed-1", "old [b]"), ("seed-2", "2 %"), ("seed-1", "warning: look"), ("seed-1", "new [b]")]:
+        progress.line(name, line)
+    progress.finish()
+    told = text.getvalue()
+    assert "seed-1 | warning: look" in told
+    newest = ["seed-1 | new [b]", "seed-2 | 2 %"] if terminal else ["seed-1 | warning: look", "seed-1 | new [b]"]
+    assert [line.split("\x1b")[0].strip() for line in told.replace("\x1b[2K", "\n").splitlines() if "|" in line][
+        -2:
+    ] == newest
+
+
 def test_standard_output_stays_free(capfd: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
     progress.warn("something")

@@ -22,6 +22,7 @@ from worldmodel.cli import main
 from worldmodel.config import Config, to_dict
 from worldmodel.errors import UsageError
 from worldmodel.lock import Lock, running
+from worldmodel.train import side_by_side
 from worldmodel.train.checkpoint import Checkpoints
 from worldmodel.train.loop import stored_config
 from worldmodel.train.side_by_side import SEED_STEP, configs, train
@@ -78,9 +79,7 @@ def test_each_is_what_it_is_alone_and_the_best_stays(tmp_path: Path) -> None:
         assert f"{name} | plan: " in told.text
 
 
-def test_the_best_is_not_always_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from worldmodel.train import side_by_side
-
+def test_the_best_is_not_always_the_first(tmp_path: Path) -> None:
     def summary(name: str, score: float | None) -> dict[str, Any]:
         best = None if score is None else {"score": score, "frames": 1}
         return {"run": str(tmp_path / name), "best": best, "minutes": 1.0, "frames": 1, "updates": 1, "exit_code": 0}
@@ -89,7 +88,7 @@ def test_the_best_is_not_always_the_first(tmp_path: Path, monkeypatch: pytest.Mo
     train(tiny(updates=6, seed=2), tmp_path / "b", Told())
     for scores, best in [((1.0, 2.0), "b"), ((2.0, 1.0), "a"), ((None, -5.0), "b"), ((None, None), "a")]:
         made = [summary(name, score) for name, score in zip("ab", scores, strict=True)]
-        result = side_by_side._summary(PAIR, tmp_path / "both", made, Told())
+        result = side_by_side._summary(tmp_path / "both", made, Told())
         assert Agent.load(tmp_path / "both").version == Agent.load(tmp_path / best).version
         assert (result["best"] or {}).get("score") == max((s for s in scores if s is not None), default=None)
 
@@ -160,4 +159,4 @@ def test_more_runs_than_cores_are_told_of(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     told = Told()
     train(dataclasses.replace(PAIR, updates=6, eval_minutes=0.0), tmp_path / "run", told)
-    assert told.warnings == ["--runs 2 is more than the 1 CPU that there are: they will take turns"]
+    assert told.warnings == ["--runs 2 is more than there are CPU cores, 1: the runs will take turns"]

@@ -70,15 +70,15 @@ def _train_all(config: Config, out: Path, progress: Progress) -> dict[str, Any]:
             check_resume(begun, config)
         storage.write_file(out / "config.json", to_dict(config))
         if find_device(config.device) == "cpu" and cores < config.runs:
-            progress.warn(f"--runs {config.runs} is more than the {cores} CPU that there are: they will take turns")
+            progress.warn(f"--runs {config.runs} is more than there are CPU cores, {cores}: the runs will take turns")
         children = []
         with Interrupt() as interrupt:
             for name, own in configs(config).items():
                 storage.write_file(out / name / "config.json", to_dict(own))
                 children.append(_Child(name, out / name, max(1, cores // config.runs), progress.line))
             told: int | None = None
-            while any(child.running() for child in children):
-                stopped = [code for child in children if (code := child.code) in STOPPED]
+            while any(child.code is None for child in children):
+                stopped = any(child.code in STOPPED for child in children)
                 wanted = interrupt.stop or (signal.SIGTERM if stopped else None)
                 if wanted != told:
                     told = wanted
@@ -87,12 +87,12 @@ def _train_all(config: Config, out: Path, progress: Progress) -> dict[str, Any]:
                     _send(children, signal.SIGUSR1)
                 time.sleep(0.1)
         progress.finish()
-        return _summary(config, out, [child.result() for child in children], progress)
+        return _summary(out, [child.result() for child in children], progress)
 
 
 def _send(children: Iterable[_Child], number: int | None) -> None:
     for child in children:
-        if number is not None and child.running():
+        if number is not None and child.code is None:
             child.process.send_signal(number)
 
 
@@ -122,9 +122,6 @@ class _Child:
             self.last = line.rstrip("\n")
             tell(self.name, self.last)
 
-    def running(self) -> bool:
-        return self.process.poll() is None
-
     @property
     def code(self) -> int | None:
         """Exit code, None while it runs."""
@@ -145,7 +142,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _summary(config: Config, out: Path, results: list[dict[str, Any]], progress: Progress) -> dict[str, Any]:
+def _summary(out: Path, results: list[dict[str, Any]], progress: Progress) -> dict[str, Any]:
     failed = [result for result in results if "error" in result]
     for result in failed:
         progress.warn(f"{result['run']} ended with exit code {result['exit_code']}: {result['error']}")
