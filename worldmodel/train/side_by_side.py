@@ -29,6 +29,7 @@ from worldmodel import storage
 from worldmodel.agent import Agent
 from worldmodel.config import Config, to_dict
 from worldmodel.errors import UsageError
+from worldmodel.eval.machine import cpu_cores
 from worldmodel.train.check import check
 from worldmodel.train.checkpoint import check_resume
 from worldmodel.train.interrupt import Interrupt
@@ -64,7 +65,7 @@ def configs(config: Config) -> dict[str, Config]:
 
 
 def _train_all(config: Config, out: Path, progress: Progress) -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpu_cores()
     with storage.Lock(out):
         if begun := stored_config(out):
             check_resume(begun, config)
